@@ -1,0 +1,3 @@
+"""Datasets, prompt sources, samplers and procedural worlds."""
+
+COMPONENTS: dict[str, dict[str, str]] = {}

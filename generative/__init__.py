@@ -1,0 +1,3 @@
+"""Flow-matching and diffusion models that denoise images or videos."""
+
+COMPONENTS: dict[str, dict[str, str]] = {}

@@ -1,0 +1,116 @@
+"""Names in a config -> classes.
+
+A component is a frozen pydantic model: its fields are its options, its methods do the work. A name is looked up in the
+literal `COMPONENTS` table of the folder it lives in; users write `package.module:Name`, `path/to/file.py:Name` or the
+name of an installed entry point in the group `mmrl.<kind>`. Tables hold dotted paths, so that listing and checking import
+only what a config names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mmrl.errors import UserError
+
+FOLDERS = ("mmrl.advantage", "mmrl.objective", "mmrl.curriculum", "mmrl.generative", "mmrl.vlm", "mmrl.rewards", "mmrl.data")
+"""The composition root: every folder with a `COMPONENTS: dict[kind, dict[name, "module:Class"]]` table."""
+
+
+class Component(BaseModel):
+    """Base of everything that a config names. Unknown options are errors; options are the declared fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+@functools.cache
+def table(kind: str) -> dict[str, str]:
+    """All built-in and installed names of one kind -> dotted path. Raises on two components of one name."""
+    found: dict[str, str] = {}
+    for folder in FOLDERS:
+        for name, path in importlib.import_module(folder).COMPONENTS.get(kind, {}).items():
+            assert name not in found, f"{kind} '{name}' is in two tables"
+            found[name] = path
+    for entry in entry_points(group=f"mmrl.{kind}"):
+        if entry.name in found:
+            raise UserError(f"the installed package entry point {kind} '{entry.name}' = {entry.value} hides a built-in name; rename it")
+        found[entry.name] = entry.value
+    return found
+
+
+def kinds() -> list[str]:
+    """Every kind that some folder's table offers."""
+    return sorted({kind for folder in FOLDERS for kind in importlib.import_module(folder).COMPONENTS})
+
+
+def resolve(kind: str, name: str, base: Path | None = None) -> Any:
+    """The class or function that `name` means; a relative file path is taken from `base` (the config's folder), then from
+    the working directory. Raises UserError with the nearest names."""
+    path = table(kind).get(name, name)
+    if ":" not in path:
+        near = difflib.get_close_matches(name, table(kind), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(
+            f"unknown {kind} '{name}'{hint} (built in: {', '.join(sorted(table(kind)))}; "
+            "your own: 'package.module:Name' or 'path/to/file.py:Name')"
+        )
+    module_name, _, attribute = path.rpartition(":")
+    module = _load_file(module_name, base) if module_name.endswith(".py") else _import(kind, name, module_name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"{kind} '{name}': {module_name} has no '{attribute}'{hint}") from None
+
+
+def _import(kind: str, name: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{kind} '{name}': cannot import {module_name}: {error}; is the package installed?") from None
+
+
+def _load_file(file: str, base: Path | None) -> ModuleType:
+    candidates = [folder / file for folder in (base, Path.cwd()) if folder is not None]
+    path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise UserError(f"no file {file} (looked at {', '.join(str(candidate) for candidate in candidates)})")
+    module_name = f"mmrl_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, Exception):
+            raise UserError(f"{path} raised while it was loaded: {type(error).__name__}: {error}") from error
+        raise
+    return module
+
+
+def build(kind: str, spec: Mapping[str, Any], base: Path | None = None) -> Any:
+    """`{name: ..., option: ...}` -> component. Raises UserError for an unknown name, pydantic.ValidationError for options."""
+    options = {key: value for key, value in spec.items() if key != "name"}
+    found = resolve(kind, str(spec["name"]), base)
+    if isinstance(found, type) and issubclass(found, Component):
+        return found.model_validate(options)
+    wrapper = table(kind).get("function")
+    if wrapper is None or not callable(found):
+        raise UserError(f"{kind} '{spec['name']}' is a {type(found).__name__}; expected a subclass of mmrl.components.Component")
+    return resolve(kind, wrapper).model_validate({"function": found, "options": options})

@@ -1,0 +1,1 @@
+COMPONENTS: dict[str, dict[str, str]] = {}

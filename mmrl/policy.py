@@ -1,0 +1,84 @@
+"""The seam between the core and a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from mmrl.rollout import Chunk, Draw, Rollout, Sample, StepOutput
+
+ModelName = Literal["policy", "reference"]
+
+
+class Policy(Protocol):
+    """A stochastic policy whose outputs are made of steps with a log-prob.
+
+    `replay` must run the same code as `rollout`: with unchanged weights it gives the log-probs stored in the rollout
+    (the trainer checks this before the first update of a run).
+    """
+
+    plan_type: ClassVar[type[BaseModel]]
+    """The pydantic model that validates the `rollout:` block of a stage and the `evaluation.sampling:` block."""
+
+    train_type: ClassVar[type[BaseModel]]
+    """The pydantic model that validates the `train:` block of a stage (what is trained, and how)."""
+
+    exports: ClassVar[tuple[str, ...]]
+
+    device: torch.device
+
+    def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:
+        """Draw one sample per draw, without gradient. `steps (S,)` bool: the steps this iteration may train."""
+        ...
+
+    def chunks(self, rollout: Rollout, train: Tensor, micro_batch: int) -> Iterator[Chunk]:
+        """Split the trained part `train (N, S)` bool into chunks of at most `micro_batch` rows."""
+        ...
+
+    def replay(self, rollout: Rollout, chunk: Chunk, view: str = "original", model: ModelName = "policy") -> StepOutput:
+        """Log-probs of the stored steps under `model`, the conditioning seen through `view`."""
+        ...
+
+    def divergence(self, p: StepOutput, q: StepOutput, norm: str) -> Tensor:
+        """Exact KL(p || q) per step `(n, s)`; raises UserError where the family has none."""
+        ...
+
+    def generate(self, draws: Sequence[Draw], plan: Any) -> list[Sample]:
+        """Samples for evaluation and pictures: no log-probs, nothing stored."""
+        ...
+
+    def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
+        """Per-example loss `(B,)` with gradient (next-token or flow-matching); example i draws its noise from `seeds[i]`."""
+        ...
+
+    def prepare(self, train: Any, reference: bool) -> None:
+        """Called when a stage starts: set what is trainable (`train` is a `train_type`), freeze and cache the rest.
+
+        With `reference`, keep what `replay(model="reference")` needs: nothing for an adapter, a frozen copy otherwise.
+        """
+        ...
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Name -> parameter of what the current stage trains, in a fixed order."""
+        ...
+
+    def frozen_state(self) -> Mapping[str, Tensor]:
+        """What a checkpoint needs beyond `trainable()` to restore this policy in the current stage (name -> tensor)."""
+        ...
+
+    def load_frozen_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `frozen_state`."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model so that `from_pretrained` of its own library (and of this policy) loads it."""
+        ...
+
+    def export(self, folder: Path, to: str) -> Path:
+        """Write for other programs; `to` is one of `exports`."""
+        ...

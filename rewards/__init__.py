@@ -1,0 +1,3 @@
+"""Rewards: verifiable, preference, judge, remote, and their composition."""
+
+COMPONENTS: dict[str, dict[str, str]] = {}

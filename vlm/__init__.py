@@ -1,0 +1,3 @@
+"""Vision-language models that write tokens."""
+
+COMPONENTS: dict[str, dict[str, str]] = {}

@@ -24,7 +24,15 @@ from pydantic import BaseModel, ConfigDict
 
 from mmrl.errors import UserError
 
-FOLDERS = ("mmrl.advantage", "mmrl.objective", "mmrl.curriculum", "mmrl.generative", "mmrl.vlm", "mmrl.rewards", "mmrl.data")
+FOLDERS = (
+    "mmrl.advantage",
+    "mmrl.objective",
+    "mmrl.curriculum",
+    "mmrl.generative",
+    "mmrl.vlm",
+    "mmrl.rewards",
+    "mmrl.data",
+)
 """The composition root: every folder with a `COMPONENTS: dict[kind, dict[name, "module:Class"]]` table."""
 
 
@@ -44,7 +52,9 @@ def table(kind: str) -> dict[str, str]:
             found[name] = path
     for entry in entry_points(group=f"mmrl.{kind}"):
         if entry.name in found:
-            raise UserError(f"the installed package entry point {kind} '{entry.name}' = {entry.value} hides a built-in name; rename it")
+            raise UserError(
+                f"the installed package entry point {kind} '{entry.name}' = {entry.value} hides a built-in name; rename it"
+            )
         found[entry.name] = entry.value
     return found
 
@@ -109,8 +119,10 @@ def build(kind: str, spec: Mapping[str, Any], base: Path | None = None) -> Any:
     options = {key: value for key, value in spec.items() if key != "name"}
     found = resolve(kind, str(spec["name"]), base)
     if isinstance(found, type) and issubclass(found, Component):
-        return found.model_validate(options)
+        return found.model_validate(options, context={"base": base})
     wrapper = table(kind).get("function")
     if wrapper is None or not callable(found):
-        raise UserError(f"{kind} '{spec['name']}' is a {type(found).__name__}; expected a subclass of mmrl.components.Component")
+        raise UserError(
+            f"{kind} '{spec['name']}' is a {type(found).__name__}; expected a subclass of mmrl.components.Component"
+        )
     return resolve(kind, wrapper).model_validate({"function": found, "options": options})

@@ -16,7 +16,8 @@ ModelName = Literal["policy", "reference"]
 
 
 class Policy(Protocol):
-    """A stochastic policy whose outputs are made of steps with a log-prob.
+    """A stochastic policy whose outputs are made of steps with a log-prob. It is a component: everything above `rollout`
+    works before `load`, without a weight.
 
     `replay` must run the same code as `rollout`: with unchanged weights it gives the log-probs stored in the rollout
     (the trainer checks this before the first update of a run).
@@ -29,8 +30,34 @@ class Policy(Protocol):
     """The pydantic model that validates the `train:` block of a stage (what is trained, and how)."""
 
     exports: ClassVar[tuple[str, ...]]
+    """Formats of `mmrl export`."""
 
-    device: torch.device
+    flat_chunks: ClassVar[bool]
+    """A chunk row is one (sample, step) pair (denoising) rather than one sample with all its steps (tokens)."""
+
+    def check_plan(self, plan: Any, objective: Any) -> None:
+        """Raise ValueError with the valid settings when `plan` cannot feed `objective` (no likelihood, no exact KL ...)."""
+        ...
+
+    def plan_steps(self, plan: Any) -> int:
+        """S, the number of steps of a rollout under `plan` (for tokens: the largest)."""
+        ...
+
+    def stochastic_steps(self, plan: Any, allowed: Tensor) -> Tensor:
+        """Steps `(S,)` bool that have a log-prob when the step selector allows `allowed (S,)`."""
+        ...
+
+    def trains(self, train: Any) -> str:
+        """What a stage with this `train` block trains, in words."""
+        ...
+
+    def passes(self, plan: Any, trained: int, references: int) -> dict[str, float]:
+        """Forward passes of the network per sample by phase, for `trained` steps and `references` extra replays."""
+        ...
+
+    def load(self, device: torch.device) -> None:
+        """Load the weights. Raises UserError when they cannot be loaded."""
+        ...
 
     def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:
         """Draw one sample per draw, without gradient. `steps (S,)` bool: the steps this iteration may train."""
@@ -79,6 +106,6 @@ class Policy(Protocol):
         """Write the model so that `from_pretrained` of its own library (and of this policy) loads it."""
         ...
 
-    def export(self, folder: Path, to: str) -> Path:
-        """Write for other programs; `to` is one of `exports`."""
+    def export(self, folder: Path, to: str, plan: Any) -> Path:
+        """Write for other programs; `to` is one of `exports`, `plan` is how the model is to be sampled."""
         ...

@@ -1,0 +1,1 @@
+"""The embedded "shapes" world: captions, pictures and an exact verifier, all procedural."""

@@ -1,0 +1,59 @@
+# Two commands for users: `make demo` and `make test`. Both do their own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+NPROC ?= 2
+
+.PHONY: help demo test install dev lint types unit wheel bench clean
+
+help:
+	@echo "make demo   train the embedded text-to-image model, then align it by RL; prints the path of the report"
+	@echo "make test   style, types, tests, and the wheel installed elsewhere"
+	@echo "make bench  benchmarks against plain reference loops"
+	@echo "make clean  remove what the build made (runs/ stays)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("mmrl needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@ $(VENV)/installed
+
+install: $(VENV)/installed
+dev: $(VENV)/installed-dev
+
+demo: $(VENV)/installed
+	@rm -rf $(DEMO)/generative
+	$(BIN)/mmrl train quickstart/generative run.dir=$(DEMO)/generative --nproc $(NPROC)
+	@echo "report: $(abspath $(DEMO)/generative/report.html)"
+
+test: $(VENV)/installed-dev lint types unit wheel
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	@rm -rf .links && mkdir -p .links/mmrl
+	@ln -s $(CURDIR)/mmrl/* .links/mmrl/
+	@for folder in generative vlm rewards data configs; do ln -s $(CURDIR)/$$folder .links/mmrl/$$folder; done
+	cd .links && ../$(BIN)/mypy --config-file ../pyproject.toml -p mmrl
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python tests/smoke_wheel.py
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python tests/bench/flow_grpo_iteration.py
+
+clean:
+	rm -rf build dist *.egg-info .links .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,35 @@
+"""Stable Diffusion 1.x and 2.x: a UNet that predicts epsilon or v at integer timesteps, one CLIP, a VAE with 4 channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmrl.generative.adapters.base import Adapter
+from mmrl.generative.conditioning import Tensors
+
+
+class SD15Adapter(Adapter):
+    pipeline = "StableDiffusionPipeline"
+    network_name = "unet"
+    encoder_names = ("text_encoder",)
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    @property
+    def size_unit(self) -> int:
+        return int(self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1))
+
+    def encode(self, texts: list[str]) -> Tensors:
+        prompt, _ = self.pipe.encode_prompt(
+            texts, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"prompt": prompt}
+
+    def predict(self, x: Tensor, timestep: Tensor, cond: Tensors) -> Tensor:
+        return self.network(self.cast(x), timestep, encoder_hidden_states=self.cast(cond["prompt"]), return_dict=False)[
+            0
+        ].float()
+
+    def call_options(self) -> dict[str, Any]:
+        return {"eta": 0.0}

@@ -1,0 +1,132 @@
+"""Writing a denoising policy for other programs, with a README that says how plain diffusers makes the same pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+
+from mmrl.errors import UserError
+from mmrl.generative import lora
+from mmrl.generative.plan import DenoisingPlan
+
+if TYPE_CHECKING:
+    from mmrl.generative.policy import DenoisingPolicy
+
+README = """# {title}
+
+Written by mmrl. `mmrl sample` and this call make the same picture for the same seed:
+
+```python
+import torch
+{imports}
+
+{load}
+{adjust}image = pipe(
+    "a prompt",
+{arguments}
+    generator=torch.Generator("cpu").manual_seed(seed),
+).images[0]
+```
+
+One picture per call: every picture starts from latents {shape} drawn in {dtype} on the CPU from its own seed.
+{notes}"""
+
+
+def write(policy: DenoisingPolicy, folder: Path, to: str, plan: DenoisingPlan) -> Path:
+    """`to` diffusers: a pipeline folder; peft: adapter files for peft and for `load_lora_weights`. Returns the folder.
+
+    Raises UserError for peft without a LoRA, or when its base is not the model that was loaded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if to == "peft":
+        _write_lora(policy, folder)
+    else:
+        policy.save(folder)
+    (folder / "README.md").write_text(readme(policy, to, plan))
+    return folder
+
+
+def _write_lora(policy: DenoisingPolicy, folder: Path) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    adapter, weights = policy.adapter, policy.weights
+    if not weights.is_lora:
+        raise UserError("there is no LoRA to export: this stage trains the full weights; export to diffusers instead")
+    if weights.changed:
+        raise UserError(
+            f"an earlier stage changed the base weights ({', '.join(sorted(weights.changed))}), so the LoRA alone does "
+            "not give this model; export to diffusers instead"
+        )
+    network: Any = adapter.network
+    layers = get_peft_model_state_dict(network, adapter_name=lora.ADAPTER)
+    config = network.peft_config[lora.ADAPTER]
+    type(adapter.pipe).save_lora_weights(folder, **{f"{adapter.network_name}_lora_layers": layers}, **_metadata(policy))
+    save_file(
+        {f"base_model.model.{name}": value.contiguous().cpu() for name, value in layers.items()},
+        folder / "adapter_model.safetensors",
+    )
+    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, default=str))
+
+
+def _metadata(policy: DenoisingPolicy) -> dict[str, Any]:
+    network: Any = policy.adapter.network
+    name = policy.adapter.network_name
+    return {f"{name}_lora_adapter_metadata": network.peft_config[lora.ADAPTER].to_dict()}
+
+
+def readme(policy: DenoisingPolicy, to: str, plan: DenoisingPlan) -> str:
+    """The text of README.md for the sampling settings of `plan`."""
+    adapter = policy.adapter
+    height, width = adapter.size(plan.height, plan.width)
+    dtype = str(adapter.dtype)
+    load = f'pipe = {adapter.pipeline}.from_pretrained("PATH", torch_dtype={dtype})'
+    if to == "peft":
+        load = load.replace("PATH", "the base model") + '\npipe.load_lora_weights("this folder")'
+    else:
+        load = load.replace("PATH", "this folder")
+    arguments: dict[str, Any] = {
+        "num_inference_steps": plan.num_steps,
+        "guidance_scale": float(plan.guidance_scale),
+        "height": height,
+        "width": width,
+        **adapter.call_options(),
+    }
+    imports, adjust, notes = _solver(policy, plan)
+    if adjust.startswith("# sigmas"):
+        arguments["sigmas"] = [round(float(s), 6) for s in policy.schedule(plan).sigmas[:-1]]
+    if dtype != "torch.float32":
+        notes += f"mmrl keeps latents and VAE in float32 around a {dtype} network: the pictures agree up to rounding.\n"
+    return README.format(
+        title=f"{adapter.pipeline} ({'LoRA' if to == 'peft' else 'whole pipeline'})",
+        imports=f"from diffusers import {', '.join(sorted({adapter.pipeline, *imports}))}",
+        load=load,
+        adjust=adjust.replace("# sigmas\n", ""),
+        arguments="\n".join(f"    {name}={value!r}," for name, value in arguments.items()),
+        shape=(1, *adapter.latent_shape(height, width)),
+        dtype=dtype,
+        notes=notes,
+    )
+
+
+def _solver(policy: DenoisingPolicy, plan: DenoisingPlan) -> tuple[list[str], str, str]:
+    """Extra imports, extra lines and notes that make the plain pipeline take Euler (ODE) steps on the plan's schedule."""
+    scheduler = policy.adapter.pipe.scheduler
+    name, config = type(scheduler).__name__, scheduler.config
+    if getattr(plan, "shift", None) is not None:
+        if policy.prediction == "sample":
+            return (
+                [],
+                "",
+                "The plan's own `shift` has no counterpart in this pipeline's scheduler: the pictures differ.\n",
+            )
+        euler = "FlowMatchEulerDiscreteScheduler"
+        return [euler], f"# sigmas\npipe.scheduler = {euler}(shift=1.0)\n", ""
+    if name == "UniPCMultistepScheduler" or (name == "DPMSolverMultistepScheduler" and config.solver_order != 1):
+        solver = "DPMSolverMultistepScheduler"
+        change = 'solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"'
+        return [solver], f"pipe.scheduler = {solver}.from_config(pipe.scheduler.config, {change})\n", ""
+    return [], "", ""

@@ -1,0 +1,85 @@
+"""Rectified-flow models as policies: SDE, CPS and ODE steps, and the flow-matching loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from mmrl.generative.noise import Noise
+from mmrl.generative.plan import FlowPlan
+from mmrl.generative.policy import DenoisingPolicy
+from mmrl.generative.schedule import FlowPrediction, FlowSchedule, flow_prediction, flow_schedule, shifted_schedule
+from mmrl.generative.train import TrainSpec
+from mmrl.generative.transition import Transition, expand, flow_transition, rows_mean
+from mmrl.rollout import Sample
+
+LOSS_POWER = {"velocity": 2, "balanced": 1, "sample": 0}
+
+
+class FlowPolicy(DenoisingPolicy):
+    """The network predicts the velocity, or the clean sample, as the loaded scheduler's `prediction_type` says."""
+
+    plan_type: ClassVar[type[BaseModel]] = FlowPlan
+
+    @property
+    def prediction(self) -> FlowPrediction:
+        return flow_prediction(self.adapter.pipe.scheduler)
+
+    def schedule(self, plan: FlowPlan) -> FlowSchedule:
+        if plan.shift is not None:
+            return shifted_schedule(plan.num_steps, plan.shift)
+        tokens = self.adapter.image_tokens(*self.adapter.size(plan.height, plan.width))
+        return flow_schedule(self.adapter.pipe.scheduler, plan.num_steps, tokens)
+
+    def transition(
+        self,
+        output: Tensor,
+        x: Tensor,
+        schedule: FlowSchedule,
+        steps: Tensor,
+        plan: FlowPlan,
+        *,
+        stochastic: bool,
+        noise: Tensor | None = None,
+        x_next: Tensor | None = None,
+    ) -> Transition:
+        sigma = schedule.sigmas[steps]
+        return flow_transition(
+            self.velocity(output, x, sigma),
+            x,
+            sigma,
+            schedule.sigmas[steps + 1],
+            kind=plan.sampler.kind if stochastic else "ode",
+            level=plan.sampler.level,
+            sigma_max=schedule.sigma_max,
+            noise=noise,
+            x_next=x_next,
+        )
+
+    def velocity(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """The velocity `(B, ...)` that a network output means at `sigma (B,)`: itself, or (x - x0)/sigma."""
+        return output if self.prediction == "velocity" else (x - output) / expand(sigma, x)
+
+    def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
+        """Flow matching, `(B,)` with gradient: x = (1 - sigma) x0 + sigma eps, error of the velocity against eps - x0.
+
+        `train.loss` weighs the squared error of the clean sample by 1/sigma^2 (`velocity`: the plain flow-matching loss),
+        1/sigma (`balanced`) or 1 (`sample`). Where the network predicts samples sigma is no less than `min_sigma` there.
+        """
+        spec = self.weights.spec or TrainSpec()
+        x0 = self.adapter.encode_images([example.images[0] for example in examples])
+        noise = Noise(seeds, x0.shape[1:], self.device)
+        texts = self._dropped(examples, noise, spec.caption_dropout)
+        u = noise.uniform().clamp(1e-4, 1 - 1e-4)
+        sigma = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
+        eps, s = noise.draw(), expand(sigma, x0)
+        x = (1 - s) * x0 + s * eps
+        output = self._predict(x, sigma * 1000, (self._conditioning(texts).rows(texts, self.device), None), 1.0)
+        power = LOSS_POWER[spec.loss]
+        if self.prediction == "sample":
+            return rows_mean((output - x0) ** 2 / s.clamp_min(spec.min_sigma) ** power)
+        return rows_mean((output - (eps - x0)) ** 2 * s ** (2 - power))

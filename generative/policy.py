@@ -1,0 +1,349 @@
+"""A denoising policy: rollout, replay and sampling, common to flows and diffusions.
+
+Contract: latents, sigmas and log-probs are float32; only the network may run lower. The rollout stores x_k and x_{k+1} of
+the trained steps, and the replay scores them with the same transition function, so that unchanged weights give ratio 1.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, PrivateAttr
+from torch import Tensor, nn
+
+from mmrl.components import Component
+from mmrl.errors import UserError
+from mmrl.generative import export
+from mmrl.generative.adapters.base import Adapter
+from mmrl.generative.conditioning import Conditioning, ConditioningCache, Tensors
+from mmrl.generative.noise import Noise
+from mmrl.generative.payload import Payload, pairs_in_order, storage
+from mmrl.generative.plan import DenoisingPlan
+from mmrl.generative.train import TrainSpec
+from mmrl.generative.trained import Weights
+from mmrl.generative.transition import Transition, kl_divergence
+from mmrl.policy import ModelName
+from mmrl.rollout import Chunk, Draw, Rollout, Sample, StepOutput
+
+VIEWS = ("original", "blank")
+
+
+class DenoisingPolicy(Component):
+    """See `mmrl.policy.Policy`. The fields say which model; nothing is loaded before `load`. Subclasses say what a step is
+    (`schedule`, `transition`), how to supervise it, and in `make_adapter` where the model comes from."""
+
+    plan_type: ClassVar[type[BaseModel]] = DenoisingPlan
+    train_type: ClassVar[type[BaseModel]] = TrainSpec
+    exports: ClassVar[tuple[str, ...]] = ("diffusers", "peft")
+    flat_chunks: ClassVar[bool] = True
+    """A row of a chunk is one (sample, step) pair."""
+
+    _adapter: Adapter | None = PrivateAttr(default=None)
+    _weights: Weights | None = PrivateAttr(default=None)
+    _cache: ConditioningCache | None = PrivateAttr(default=None)
+    _last_plan: DenoisingPlan | None = PrivateAttr(default=None)
+
+    # -- before any weight is loaded
+
+    def plan_steps(self, plan: Any) -> int:
+        """S, the number of denoising steps."""
+        return int(plan.num_steps)
+
+    def stochastic_steps(self, plan: Any, allowed: Tensor) -> Tensor:
+        """Steps `(S,)` bool that may have a log-prob when those of `allowed (S,)` bool are trained. (Whether DDIM's last
+        step has one depends on the loaded scheduler; here it is taken to.)"""
+        if plan.sampler.kind == "ode" or plan.sampler.level == 0:
+            return torch.zeros(len(allowed), dtype=torch.bool)
+        random = allowed.bool().clone()
+        if plan.sampler.kind == "cps":
+            random[-1] = False
+        return random
+
+    def check_plan(self, plan: Any, objective: Any) -> None:
+        """Raises ValueError with the valid settings when `plan` cannot feed `objective`: no log-prob, no such view."""
+        if objective.needs_log_prob:
+            plan.check_likelihood()
+        for view, _ in objective.needs:
+            if view not in VIEWS:
+                raise ValueError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+        if plan.sampler.kind == "ddim" and any(getattr(t, "norm", None) == "g2" for t in objective.terms):
+            raise ValueError("the KL norm 'g2' is defined for flow samplers, not for 'ddim'; use 's2' or 'v'")
+
+    def trains(self, train: Any) -> str:
+        """What a stage trains, in words."""
+        if train.mode == "lora":
+            return f"a LoRA of rank {train.rank} (alpha {train.alpha}) on the denoising network"
+        return " and ".join(train.parts or ("the denoising network",)) + ", all weights"
+
+    def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
+        """Network passes per image; one with guidance counts as two."""
+        c = plan.forwards_per_step
+        return {"rollout": float(plan.num_steps * c), "update": float(trained * replays * c)}
+
+    # -- the loaded model
+
+    def load(self, device: str | torch.device) -> None:
+        """Load (or make) the model. Raises UserError when it cannot be loaded."""
+        self._adapter = self.make_adapter(torch.device(device))
+        self._weights = Weights(self._adapter)
+        self._cache = ConditioningCache(self._adapter.encode)
+
+    @property
+    def adapter(self) -> Adapter:
+        return _loaded(self._adapter)
+
+    @property
+    def weights(self) -> Weights:
+        return _loaded(self._weights)
+
+    @property
+    def cache(self) -> ConditioningCache:
+        return _loaded(self._cache)
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.device
+
+    # -- what a family of models fills in
+
+    @abstractmethod
+    def make_adapter(self, device: torch.device) -> Adapter:
+        """Load the model of these options."""
+
+    @abstractmethod
+    def schedule(self, plan: Any) -> Any:
+        """The noise schedule of a plan, with `timesteps (S,)` float32."""
+
+    @abstractmethod
+    def transition(
+        self,
+        output: Tensor,
+        x: Tensor,
+        schedule: Any,
+        steps: Tensor,
+        plan: Any,
+        *,
+        stochastic: bool,
+        noise: Tensor | None = None,
+        x_next: Tensor | None = None,
+    ) -> Transition:
+        """Rows `x (n, ...)` at `steps (n,)` int64, given the guided network output; an ODE step unless `stochastic`."""
+
+    @abstractmethod
+    def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
+        """Per-example loss `(B,)` with gradient; example i draws caption dropout, level and noise from `seeds[i]`."""
+
+    # -- sampling
+
+    @torch.no_grad()
+    def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:
+        """One image per draw; `steps (S,)` bool are the steps that this iteration may train.
+
+        `mask` marks the steps that were drawn from a density *and* kept for replay; `log_prob` is 0 elsewhere.
+        """
+        if len(steps) != plan.num_steps:
+            raise UserError(f"steps has {len(steps)} entries, but the plan has num_steps {plan.num_steps}")
+        schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
+        conditioning = self._conditioning(self._with_blank(texts, plan))
+        slot, parts = storage(steps), []
+        for at in range(0, len(draws), plan.micro_batch):
+            some = slice(at, at + plan.micro_batch)
+            parts.append(self._denoise(draws[some], texts[some], conditioning, plan, schedule, steps.cpu(), slot))
+        kept, log_prob, std, random, final = (torch.cat(values) for values in zip(*parts, strict=True))
+        payload = Payload(
+            plan, schedule, texts, kept, slot, final, None if self.weights.trains_encoders else conditioning
+        )
+        return Rollout(
+            draws=draws,
+            samples=self._samples(draws, final, plan),
+            group=torch.tensor([draw.group for draw in draws]),
+            log_prob=log_prob,
+            mask=random & steps.cpu(),
+            step_std=std,
+            payload=payload,
+            stats={"nfe": self.passes(plan, 0, 0)["rollout"]},
+        )
+
+    @torch.no_grad()
+    def generate(self, draws: Sequence[Draw], plan: Any) -> list[Sample]:
+        """Images by the ODE, each from the noise of its own `draw.seed` (also when the plan shares start noise)."""
+        schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
+        conditioning = self._conditioning(self._with_blank(texts, plan))
+        plan = plan.model_copy(update={"start_noise": "separate"})
+        samples: list[Sample] = []
+        for at in range(0, len(draws), plan.micro_batch):
+            some = slice(at, at + plan.micro_batch)
+            final = self._denoise(draws[some], texts[some], conditioning, plan, schedule)[-1]
+            samples += self._samples(draws[some], final, plan)
+        return samples
+
+    def _denoise(
+        self,
+        draws: Sequence[Draw],
+        texts: Sequence[str],
+        conditioning: Conditioning,
+        plan: Any,
+        schedule: Any,
+        trained: Tensor | None = None,
+        slot: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Kept latents `(n, L, ...)`, log_prob, std and random `(n, S)` on the CPU, final latents `(n, ...)`.
+
+        Without `trained` every step is an ODE step and nothing is kept.
+        """
+        shape = self.adapter.latent_shape(*self.adapter.size(plan.height, plan.width))
+        own = Noise([draw.seed for draw in draws], shape, self.device)
+        shared = plan.start_noise == "shared"
+        start = Noise([draw.group_seed for draw in draws], shape, self.device) if shared else own
+        x = start.draw(self.adapter.dtype)
+        slots = [-1] * (plan.num_steps + 1) if slot is None else slot.tolist()
+        cond, kept, found = self._rows(conditioning, texts, plan), [x] if slots[0] >= 0 else [], []
+        for k in range(plan.num_steps):
+            chosen = trained is not None and (plan.stochastic == "all" or bool(trained[k]))
+            stochastic = chosen and plan.sampler.kind != "ode"
+            steps = torch.full((len(draws),), k)
+            output = self._predict(x, schedule.timesteps[steps], cond, plan.guidance_scale)
+            noise = own.draw() if stochastic else None
+            step = self.transition(output, x, schedule, steps, plan, stochastic=stochastic, noise=noise)
+            x = step.x_next
+            if slots[k + 1] >= 0:
+                kept.append(x)
+            found.append((step.log_prob.cpu(), step.std.flatten().cpu(), step.random.cpu()))
+        log_prob, std, random = (torch.stack(values, 1) for values in zip(*found, strict=True))
+        return torch.stack(kept, 1) if kept else x[:, None][:, :0], log_prob, std, random, x
+
+    def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
+        self._last_plan = plan
+        images = [image for part in final.split(plan.micro_batch) for image in self.adapter.decode(part)]
+        return [
+            Sample(draw.prompt, images=(image,), meta={"seed": draw.seed})
+            for draw, image in zip(draws, images, strict=True)
+        ]
+
+    # -- scoring
+
+    def chunks(self, rollout: Rollout, train: Tensor, micro_batch: int) -> Iterator[Chunk]:
+        """(row, step) pairs ordered by step, at most `micro_batch` at a time; a chunk may span steps. Raises UserError
+        for a step that was not kept."""
+        missing = train.cpu() & ~rollout.payload.kept()[None]
+        if bool(missing.any()):
+            step = int(missing.any(0).nonzero()[0])
+            raise UserError(f"step {step} is to be trained, but the rollout did not keep it (see `steps` of rollout)")
+        return pairs_in_order(train, micro_batch)
+
+    def replay(self, rollout: Rollout, chunk: Chunk, view: str = "original", model: ModelName = "policy") -> StepOutput:
+        """Log-probs `(n, 1)` of the stored steps; `dist` is the Transition. The reference runs without gradient.
+
+        Views: "original", "blank" (the empty caption). Raises UserError for another.
+        """
+        if view not in VIEWS:
+            raise UserError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+        if model == "reference":
+            with torch.no_grad(), self.weights.as_reference():
+                return self._score(rollout.payload, chunk, view, reference=True)
+        return self._score(rollout.payload, chunk, view, reference=False)
+
+    def divergence(self, p: StepOutput, q: StepOutput, norm: str) -> Tensor:
+        """Exact KL of two replays of one chunk, `(n, 1)`; `norm` is s2 (exact), g2 (times D) or v (velocities)."""
+        if norm not in ("s2", "g2", "v"):
+            raise UserError(f"unknown KL norm '{norm}' for a denoising policy; it has: s2, g2, v")
+        try:
+            return kl_divergence(p.dist, q.dist, norm)[:, None]
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def _score(self, payload: Payload, chunk: Chunk, view: str, reference: bool) -> StepOutput:
+        steps = chunk.steps[:, 0].cpu()
+        x, x_next = payload.pair(chunk.rows, steps)
+        texts = ["" if view == "blank" else payload.texts[i] for i in chunk.rows.tolist()]
+        needed = self._with_blank(texts, payload.plan)
+        conditioning = payload.conditioning
+        if conditioning is None or not set(needed) <= set(conditioning.index):
+            # the cache holds the policy's encoders only; a reference with encoders of its own bypasses it
+            conditioning = self.encode_fresh(needed) if reference else self._conditioning(needed)
+        cond = self._rows(conditioning, texts, payload.plan)
+        output = self._predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
+        step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
+        return StepOutput(step.log_prob[:, None], dist=step)
+
+    # -- the network and what it is told
+
+    def _predict(self, x: Tensor, timestep: Tensor, cond: tuple[Tensors, Tensors | None], scale: float) -> Tensor:
+        """The guided network output, float32. Guidance is one doubled batch, [unconditional, conditional], of which the
+        unconditional half is detached: the gradient is `scale` times that of the conditional output."""
+        with_text, blank = cond
+        timestep = timestep.to(x.device)
+        with self._autocast():
+            if blank is None:
+                return self.adapter.predict(x, timestep, with_text)
+            both = {name: torch.cat([blank[name].detach(), value]) for name, value in with_text.items()}
+            out = self.adapter.predict(torch.cat([x, x]), torch.cat([timestep, timestep]), both)
+        unconditional, conditional = out.chunk(2)
+        unconditional = unconditional.detach()
+        return unconditional + scale * (conditional - unconditional)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = self.weights.autocast
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _with_blank(self, texts: Sequence[str], plan: DenoisingPlan) -> list[str]:
+        return [*texts, ""] if plan.guidance_scale > 1 else list(texts)
+
+    def _conditioning(self, texts: Sequence[str]) -> Conditioning:
+        return self.encode_fresh(texts) if self.weights.trains_encoders else self.cache.frozen(texts)
+
+    def encode_fresh(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning from the encoders as they are now, with gradient where they are trained."""
+        with self._autocast():
+            return self.cache.fresh(texts)
+
+    def _rows(self, conditioning: Conditioning, texts: Sequence[str], plan: Any) -> tuple[Tensors, Tensors | None]:
+        blank = conditioning.rows([""] * len(texts), self.device) if plan.guidance_scale > 1 else None
+        return conditioning.rows(texts, self.device), blank
+
+    @staticmethod
+    def _dropped(examples: Sequence[Sample], noise: Noise, share: float) -> list[str]:
+        """Captions of supervised examples, empty for a random `share` of them."""
+        empty = noise.uniform() < share
+        return ["" if drop else e.prompt.text for e, drop in zip(examples, empty.tolist(), strict=True)]
+
+    # -- stages, checkpoints, files
+
+    def prepare(self, train: Any, reference: bool) -> None:
+        """Start a stage. Earlier LoRA weights are merged; what later stages do not train keeps its last values."""
+        self.weights.prepare(train, reference)
+        self.cache.clear()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return self.weights.trainable()
+
+    def frozen_state(self) -> Mapping[str, Tensor]:
+        return self.weights.frozen_state()
+
+    def load_frozen_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.weights.load_frozen_state(tensors)
+        self.cache.clear()
+
+    def save(self, folder: Path) -> None:
+        """Write a plain diffusers pipeline, a LoRA merged into it."""
+        with self.adapter.using(self.weights.merged()):
+            self.adapter.save(Path(folder))
+
+    def export(self, folder: Path, to: str, plan: DenoisingPlan | None = None) -> Path:
+        """`diffusers`: the whole pipeline; `peft`: the LoRA alone. A README.md says how to call it; `plan` (default: the
+        last one that was sampled with) gives its numbers."""
+        if to not in self.exports:
+            raise UserError(f"cannot export to '{to}'; valid: {', '.join(self.exports)}")
+        chosen: Any = plan or self._last_plan or self.plan_type()
+        return export.write(self, Path(folder), to, chosen)
+
+
+def _loaded(value: Any) -> Any:
+    if value is None:
+        raise RuntimeError("the policy has no weights yet: load(device) comes first")
+    return value

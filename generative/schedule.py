@@ -1,0 +1,117 @@
+"""Noise schedules of N steps: sigmas and model timesteps of a flow, cumulative alphas of a diffusion.
+
+They are read from a diffusers scheduler as it was loaded, so that a plain pipeline walks the same steps; or a flow
+schedule is `shift(linspace(1, 0))`, as DanceGRPO and its successors use. Everything is float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrl.errors import UserError
+
+FlowPrediction = Literal["velocity", "sample"]
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """`sigmas (N+1,)` fall to 0; `timesteps (N,)` float32 is what the network is told at each step."""
+
+    sigmas: Tensor
+    timesteps: Tensor
+
+    @property
+    def sigma_max(self) -> float:
+        """`sigmas[1]`: the largest sigma in the denominator of the flow SDE's noise."""
+        return float(self.sigmas[1])
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """Cumulative alphas before and after each step, `alpha_bar (N,)` and `alpha_bar_next (N,)`; `timesteps (N,)` float32."""
+
+    alpha_bar: Tensor
+    alpha_bar_next: Tensor
+    timesteps: Tensor
+
+
+def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
+    """`s u / (1 + (s - 1) u)`: more of the steps at high noise for s > 1."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def shifted_schedule(num_steps: int, shift: float) -> FlowSchedule:
+    """`shift(linspace(1, 0, N + 1))`; the model time is 1000 sigma, not rounded."""
+    sigmas = shift_sigmas(torch.linspace(1, 0, num_steps + 1, dtype=torch.float32), shift)
+    return FlowSchedule(sigmas, sigmas[:-1] * 1000)
+
+
+def dynamic_mu(config: Any, image_tokens: int) -> float:
+    """Resolution-dependent shift of FLUX and SD3.5: linear in the number of image tokens."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    a, b = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (b - a) / (high - low)
+    return image_tokens * slope + a - slope * low
+
+
+def flow_prediction(scheduler: Any) -> FlowPrediction:
+    """What the network of this flow scheduler predicts. Raises UserError for a scheduler that is not a flow's."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "FlowMatchEulerDiscreteScheduler":
+        if config.get("invert_sigmas") or config.get("stochastic_sampling"):
+            raise UserError(f"{name} with invert_sigmas or stochastic_sampling is not supported")
+        return "velocity"
+    if name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") and config.get("use_flow_sigmas"):
+        if config.prediction_type == "flow_prediction":
+            return "velocity"
+        if config.prediction_type == "sample":
+            return "sample"
+        raise UserError(
+            f"{name} has prediction_type '{config.prediction_type}'; a flow needs 'flow_prediction' or 'sample'"
+        )
+    raise UserError(
+        f"{name} is not a flow scheduler; expected FlowMatchEulerDiscreteScheduler, or DPMSolverMultistepScheduler or "
+        "UniPCMultistepScheduler with use_flow_sigmas: true"
+    )
+
+
+def flow_schedule(scheduler: Any, num_steps: int, image_tokens: int, grid: str = "scheduler") -> FlowSchedule:
+    """The sigmas that a diffusers pipeline would use for `num_steps`.
+
+    `image_tokens` sets the dynamic shift where the scheduler has one. `grid` "linear" hands `linspace(1, 1/N, N)` to the
+    scheduler, as the FLUX and Qwen pipelines do. Raises UserError for an unsupported scheduler.
+    """
+    flow_prediction(scheduler)
+    scheduler = type(scheduler).from_config(scheduler.config)
+    options: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = dynamic_mu(scheduler.config, image_tokens)
+    if grid == "linear":
+        options["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+    scheduler.set_timesteps(num_steps, **options)
+    return FlowSchedule(scheduler.sigmas.float().cpu(), scheduler.timesteps.float().cpu())
+
+
+def ddim_schedule(scheduler: Any, num_steps: int) -> DiffusionSchedule:
+    """The timesteps and cumulative alphas of DDIMScheduler; past the end it uses the scheduler's final alpha.
+
+    Raises UserError for another scheduler class, or one that clips or thresholds (its mean would not be the network's).
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if name != "DDIMScheduler":
+        raise UserError(f"{name} is not supported for diffusion; use DDIMScheduler")
+    if config.clip_sample or config.thresholding:
+        raise UserError("DDIMScheduler with clip_sample or thresholding has no Gaussian step; set both to false")
+    scheduler = type(scheduler).from_config(config)
+    scheduler.set_timesteps(num_steps)
+    steps = scheduler.timesteps.long()
+    after = steps - config.num_train_timesteps // num_steps
+    table = scheduler.alphas_cumprod.float()
+    final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=torch.float32)
+    nxt = torch.where(after >= 0, table[after.clamp_min(0)], final)
+    return DiffusionSchedule(table[steps], nxt, steps.float())

@@ -1,0 +1,49 @@
+"""The `train:` block of a stage: what of a denoising model is trained, and how."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Part = Literal["transformer", "unet", "text_encoders"]
+
+
+class TrainSpec(BaseModel):
+    """Full fine-tuning of `parts`, or a LoRA on the denoising network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["full", "lora"] = "full"
+    parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
+    """Full: what is trained; default: the denoising network alone."""
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 64
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """LoRA: module names (or name endings); default: the model family's list."""
+    seed: int = 0
+    """LoRA: seed of its initial weights, the same on every process."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    noise: Literal["uniform", "logit_normal"] = "uniform"
+    """Supervised stages of a flow: how noise levels are drawn (a diffusion model always draws timesteps uniformly)."""
+    loss: Literal["velocity", "balanced", "sample"] = "velocity"
+    """Supervised stages of a flow: squared error of the velocity, of the predicted clean sample, or between the two."""
+    min_sigma: PositiveFloat = 0.05
+    """Supervised stages of a flow that predicts samples: the velocity error divides by no less than this."""
+    caption_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Supervised stages: share of examples seen with an empty caption (needed to sample with guidance)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_fits(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get("mode", "full") == "full":
+                for key in ("rank", "alpha", "targets"):
+                    if value.get(key) is not None:
+                        raise ValueError(f"{key} belongs to mode: lora, but mode is full")
+            elif value.get("parts") is not None:
+                raise ValueError(
+                    "parts belongs to mode: full; a LoRA goes on the denoising network (choose its targets)"
+                )
+        return value

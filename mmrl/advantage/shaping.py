@@ -1,0 +1,17 @@
+"""Functions from advantages to advantages."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from mmrl.advantage.types import Floats, Scored, Shaping
+
+
+class Clamp(Shaping):
+    """Advantages limited to `[-max, max]` (Flow-GRPO and DanceGRPO use 5)."""
+
+    max: float = Field(default=5.0, gt=0)
+
+    def __call__(self, advantage: Floats, scored: Scored) -> Floats:
+        return np.clip(advantage, -self.max, self.max)

@@ -1,0 +1,76 @@
+"""What a config can name, with one line about each: the data behind `mmrl list`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from mmrl import components
+from mmrl.config.source import shipped
+from mmrl.errors import UserError
+
+SHIPPED_KINDS = ("configs", "methods")
+
+
+def catalogue(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Kind -> rows. Raises UserError for an unknown kind, naming the nearest."""
+    known = [*components.kinds(), *SHIPPED_KINDS]
+    if kind is not None:
+        singular = kind if kind in known else next((k for k in known if f"{k}s" == kind), None)
+        singular = singular or {"losses": "surrogate", "models": "policy"}.get(kind)
+        if singular is None:
+            near = difflib.get_close_matches(kind, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"unknown kind '{kind}'{hint} (kinds: {', '.join(known)})")
+        known = [singular]
+    return {name: _shipped(name) if name in SHIPPED_KINDS else _components(name) for name in known}
+
+
+def _components(kind: str) -> list[dict[str, Any]]:
+    rows = []
+    for name, path in sorted(components.table(kind).items()):
+        if name == "function":  # what wraps a user's plain function; never written in a config
+            continue
+        found = components.resolve(kind, name)
+        options = [
+            f"{key}={field.get_default(call_default_factory=True)!r}" if not field.is_required() else key
+            for key, field in getattr(found, "model_fields", {}).items()
+        ]
+        row = {"name": name, "what": (inspect.getdoc(found) or "").split("\n")[0], "options": ", ".join(options)}
+        if kind == "reward":
+            row |= {
+                "needs": ", ".join(found.needs),
+                "range": f"[{_bound(found.range[0])}, {_bound(found.range[1])}]",
+                "licence": found.licence,
+            }
+        rows.append(row | {"class": path})
+    return rows
+
+
+def _bound(value: float | None) -> str:
+    return "∞" if value is None else f"{value:g}"
+
+
+def _shipped(kind: str) -> list[dict[str, Any]]:
+    rows = []
+    for name, path in shipped().items():
+        text = path.read_text(encoding="utf-8")
+        tree = YAML(typ="safe").load(text)
+        if kind == "configs":
+            first = text.splitlines()[0]
+            rows.append({"name": name, "what": first.lstrip("# ") if first.startswith("#") else ""})
+        elif "method" in tree:
+            method = tree["method"]
+            rows.append(
+                {
+                    "name": method["name"],
+                    "kind": method["kind"],
+                    "family": method["family"],
+                    "config": name,
+                    "paper": method["paper"],
+                }
+            )
+    return rows

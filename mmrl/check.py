@@ -1,0 +1,88 @@
+"""`mmrl check`: what a config would do, without loading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmrl.config.dump import dump, flatten
+from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised, load
+from mmrl.config.source import Path_
+
+
+def show(config: str, overrides: Sequence[str], console: Console) -> None:
+    """Print the plan of every stage and the origin of every value. Raises ConfigError listing every problem."""
+    resolved = load(config, overrides)
+    console.print(f"[bold]{resolved.source.name}[/bold]: policy {resolved.config.policy.name}")
+    for stage in resolved.stages:
+        for line in describe(stage, resolved):
+            console.print(line, highlight=False, soft_wrap=True)
+    evaluation = resolved.config.evaluation
+    if evaluation is not None and resolved.evaluation is not None:
+        count = len(resolved.evaluation.prompts.load())
+        held_out = ", ".join(resolved.evaluation.rewards) or "none"
+        console.print(
+            f"evaluation: {count} prompts x {evaluation.samples_per_prompt} samples = {count * evaluation.samples_per_prompt}; "
+            f"held-out rewards: {held_out}",
+            highlight=False,
+        )
+    table = Table("key", "value", "from", box=None, pad_edge=False)
+    for key, value in flatten(dump(resolved)).items():
+        table.add_row(key, str(value), origin(key, resolved))
+    console.print(table)
+
+
+def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
+    """The plan of one stage in lines of text."""
+    policy, section = resolved.policy, stage.section
+    head = f"stage {stage.name} ({section.kind}): {section.steps} steps; trains {policy.trains(stage.train)}"
+    processes = resolved.config.run.num_processes or 1
+    if isinstance(stage, ResolvedSupervised):
+        return [head, f"  {stage.section.batch_size} examples per step in micro-batches of {section.micro_batch}"]
+    assert isinstance(stage, ResolvedRL)
+    return [head, f"  {geometry(stage, resolved, processes)}", f"  {cost(stage, resolved)}"]
+
+
+def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
+    """The batch geometry in one line."""
+    section = stage.section
+    samples = section.prompts_per_step * section.group_size
+    trained = trained_steps(stage, resolved)
+    kept = (
+        samples if stage.objective.selection_size is None else section.prompts_per_step * stage.objective.selection_size
+    )
+    rows = kept * trained if resolved.policy.flat_chunks else kept
+    per_update = -(-rows // (section.updates_per_rollout * processes))
+    return (
+        f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} per step; "
+        f"{processes} process{'es' if processes > 1 else ''} x {-(-samples // processes)}; {trained} of "
+        f"{resolved.policy.plan_steps(stage.plan)} steps trained; {section.updates_per_rollout} update"
+        f"{'s' if section.updates_per_rollout > 1 else ''} x {-(-per_update // section.micro_batch)} micro-batches of "
+        f"{min(section.micro_batch, per_update)}" + (f"; {section.epochs} epochs" if section.epochs > 1 else "")
+    )
+
+
+def cost(stage: ResolvedRL, resolved: Resolved) -> str:
+    """Forward passes of the network per image (or per sample)."""
+    passes = resolved.policy.passes(stage.plan, trained_steps(stage, resolved), len(stage.objective.needs))
+    return "forward passes per image: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
+
+
+def trained_steps(stage: ResolvedRL, resolved: Resolved) -> int:
+    """Steps of one sample that the first iteration trains."""
+    total = resolved.policy.plan_steps(stage.plan)
+    allowed = stage.objective.plan_steps(total, 0, 0)
+    mask = resolved.policy.stochastic_steps(stage.plan, allowed)[None, :]
+    return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
+
+
+def origin(key: str, resolved: Resolved) -> str:
+    """File and line (or command line) of the value at a dotted key; "default" where nobody wrote it."""
+    path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
+    known = resolved.source.origin
+    found: Path_ = tuple(path)
+    return known.get(found, known.get(found[:-1], "default") if isinstance(found[-1], int) else "default")

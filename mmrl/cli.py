@@ -1,0 +1,160 @@
+"""The command line. Heavy imports happen inside the commands, so that `mmrl --help` and `mmrl list` stay quick."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmrl._version import __version__
+from mmrl.errors import UserError
+from mmrl.launch import report_error
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Reinforcement-learning post-training for models that see and models that draw."""
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train what CONFIG describes; everything about the run goes into one folder."""
+    values = list(overrides or [])
+    if nproc is not None and "WORLD_SIZE" not in os.environ:
+        from mmrl import launch
+        from mmrl.config import load
+        from mmrl.run import choose_folder
+
+        resolved = load(config, [*values, f"run.num_processes={nproc}"])
+        folder = choose_folder(resolved, resume)
+        flags = ["--resume"] if resume else []
+        arguments = ["train", config, *values, f"run.dir={folder}", f"run.num_processes={nproc}", *flags]
+        raise typer.Exit(launch.run(arguments, nproc))
+    from mmrl import run
+
+    expected = [f"run.num_processes={nproc}"] if nproc is not None else []
+    run.train(config, [*values, *expected], resume)
+
+
+@app.command()
+def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Resolve and cross-check CONFIG without loading weights: geometry, forward passes, origin of every value."""
+    from mmrl.check import show
+
+    show(config, list(overrides or []), Console())
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="One kind; default: all of them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Show everything that a config can name."""
+    from mmrl.catalogue import catalogue
+
+    entries = catalogue(kind)
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    console = Console()
+    for name, rows in entries.items():
+        table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+        for column in rows[0] if rows else ("name",):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        console.print(table, "")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for completion and checking in editors."""
+    from mmrl.config.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write RUN/report.html from the run's files."""
+    from mmrl.folder import open_run
+    from mmrl.report.html import write_report
+
+    print(write_report(open_run(run)))
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; the next ones count up.")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="Samples per prompt.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/samples/drawn.")] = None,
+) -> None:
+    """Draw from the newest checkpoint of RUN, with the run's evaluation sampling."""
+    from mmrl.sample import draw
+
+    for path in draw(run, prompt, seed, num, out or run / "samples" / "drawn"):
+        print(path)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(help="The format: diffusers or peft.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/FORMAT.")] = None,
+) -> None:
+    """Write RUN's newest checkpoint for other programs."""
+    from mmrl.sample import write_export
+
+    print(write_export(run, to, out or run / "export" / to))
+
+
+@app.command()
+def doctor() -> None:
+    """Check torch, device, kernels, codecs and optional packages, and say what to install."""
+    from mmrl.doctor import show
+
+    raise typer.Exit(show(Console()))
+
+
+def main() -> None:
+    """Entry point: a user's error is one clear line and exit code 2; Ctrl-C ends with 130; the rest is a traceback."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        report_error(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        report_error(str(stop) or "interrupted")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        report_error(f"error: disk full ({error.filename or error}); free some space and continue with --resume")
+        sys.exit(2)

@@ -1,0 +1,77 @@
+"""The JSON Schema of a config: the typed sections, and for every component the options of each built-in name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrl import components
+from mmrl.config.schema import Config
+
+PLACES = {
+    "policy": "policy",
+    "examples": "examples",
+    "prompts": "prompts",
+    "advantage": "advantage",
+    "shaping": "shaping",
+    "selection": "selection",
+    "select": "steps",
+    "weight": "weight",
+    "surrogate": "surrogate",
+    "terms": "term",
+    "rewards": "reward",
+}
+"""Key of the schema -> kind of component that stands there."""
+
+
+def json_schema() -> dict[str, Any]:
+    """Draft 2020-12 schema; names outside the table (your own classes) pass with any options."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "mmrl config"
+    definitions = schema["$defs"]
+    for kind in sorted(set(PLACES.values())):
+        definitions[f"component_{kind}"] = _component(kind, definitions)
+    for definition in (schema, *(definitions[name] for name in list(definitions) if not name.startswith("component_"))):
+        for key, node in definition.get("properties", {}).items():
+            if key in PLACES:
+                _replace(node, f"#/$defs/component_{PLACES[key]}")
+    schema["properties"]["extends"] = {
+        "description": "Base config(s) by path or shipped name; this file's values replace theirs.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    return schema
+
+
+def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    known = sorted(name for name in components.table(kind) if name != "function")
+    options = []
+    for name in known:
+        found = components.resolve(kind, name)
+        one = found.model_json_schema(ref_template=f"#/$defs/{kind}_{name}_{{model}}")
+        for inner, definition in one.pop("$defs", {}).items():
+            definitions[f"{kind}_{name}_{inner}"] = definition
+        one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
+        if kind == "reward":
+            one["properties"]["weight"] = {"type": "number", "default": 1.0}
+        one["required"] = ["name", *one.get("required", [])]
+        options.append(one)
+    own = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "not": {"enum": known}}},
+        "required": ["name"],
+        "description": f"Your own {kind}: package.module:Name or path/to/file.py:Name",
+    }
+    return {"anyOf": [*options, own]}
+
+
+def _replace(node: dict[str, Any], target: str) -> None:
+    """Point every reference to the untyped Spec below `node` at the typed component."""
+    if node.get("$ref", "").endswith(("/Spec", "/RewardSpec")):
+        node["$ref"] = target
+    for value in node.values():
+        if isinstance(value, dict):
+            _replace(value, target)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    _replace(item, target)

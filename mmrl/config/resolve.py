@@ -1,0 +1,217 @@
+"""Config -> a plan of built components, cross-checked, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mmrl import components
+from mmrl.config.schema import Config, RewardSpec, RLStage, Spec, StageSection, SupervisedStage
+from mmrl.config.source import Path_, Source, read
+from mmrl.config.validate import lines, validate
+from mmrl.errors import ConfigError, UserError
+from mmrl.objective.objective import Objective
+from mmrl.reward import RewardSet
+from mmrl.sampler import GroupSampler
+
+
+@dataclass
+class ResolvedStage:
+    """One stage: its section, the family's `train` block, and the components of its kind."""
+
+    name: str
+    section: StageSection
+    train: BaseModel
+
+
+@dataclass
+class ResolvedSupervised(ResolvedStage):
+    section: SupervisedStage
+    examples: Any
+
+
+@dataclass
+class ResolvedRL(ResolvedStage):
+    section: RLStage
+    prompts: Any
+    plan: BaseModel
+    rewards: dict[str, tuple[Any, float]]
+    objective: Objective
+
+
+@dataclass
+class ResolvedEvaluation:
+    prompts: Any
+    plan: BaseModel
+    rewards: dict[str, tuple[Any, float]]
+
+
+@dataclass
+class Resolved:
+    """Everything a run needs, built from names and checked; `policy` has not loaded its weights yet."""
+
+    config: Config
+    source: Source
+    policy: Any
+    stages: list[ResolvedStage]
+    evaluation: ResolvedEvaluation | None
+
+
+class _Builder:
+    """Builds components and gathers every problem, so that a user sees all of them at once."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[str] = []
+
+    def component(self, kind: str, spec: Spec, path: Path_) -> Any:
+        options = spec.options()
+        try:
+            return components.build(kind, {"name": spec.name, **options}, self.source.folder)
+        except ValidationError as error:
+            found = components.resolve(kind, spec.name, self.source.folder)
+            model = found if isinstance(found, type) else BaseModel
+            self.problems += lines(error, model, self.source, path)
+        except UserError as error:
+            self.problems.append(f"{self.source.where((*path, 'name'))}: {'.'.join(map(str, path))}: {error}")
+        return None
+
+    def block(self, model: type[BaseModel] | None, value: Any, path: Path_) -> Any:
+        if model is None:
+            return None
+        try:
+            return validate(model, value, self.source, path)
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return None
+
+    def rewards(self, specs: dict[str, RewardSpec], path: Path_) -> dict[str, tuple[Any, float]]:
+        return {name: (self.component("reward", spec, (*path, name)), spec.weight) for name, spec in specs.items()}
+
+    def check(self, path: Path_, action: Any, *args: Any) -> None:
+        """Run a component's own check; its ValueError becomes a line at `path`."""
+        try:
+            action(*args)
+        except ValueError as error:
+            self.problems.append(f"{self.source.where(path)}: {'.'.join(map(str, path))}: {error}")
+
+
+def load(config: str, overrides: Sequence[str] = (), read_data: bool = True) -> Resolved:
+    """Read, type-check, build and cross-check a config, down to the prompt files with `read_data`.
+
+    Raises ConfigError listing every problem found.
+    """
+    source = read(config, overrides)
+    return resolve(validate(Config, source.tree, source), source, read_data)
+
+
+def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
+    """Build and cross-check a typed config. Raises ConfigError listing every problem found."""
+    build = _Builder(source)
+    policy = build.component("policy", config.policy, ("policy",))
+    plan_type, train_type = getattr(policy, "plan_type", None), getattr(policy, "train_type", None)
+    stages: list[ResolvedStage] = []
+    for name, section in config.stages.items():
+        path: Path_ = ("stages", name)
+        train = build.block(train_type, section.train, (*path, "train"))
+        if isinstance(section, SupervisedStage):
+            examples = build.component("examples", section.examples, (*path, "examples"))
+            stages.append(ResolvedSupervised(name, section, train, examples))
+        else:
+            stages.append(_rl(name, section, train, plan_type, build))
+    evaluation = None
+    if config.evaluation is not None:
+        evaluation = ResolvedEvaluation(
+            build.component("prompts", config.evaluation.prompts, ("evaluation", "prompts")),
+            build.block(plan_type, config.evaluation.sampling, ("evaluation", "sampling")),
+            build.rewards(config.evaluation.rewards, ("evaluation", "rewards")),
+        )
+    if not build.problems:
+        for stage in stages:
+            if isinstance(stage, ResolvedRL):
+                _cross_check(stage, policy, build)
+        if read_data:
+            _read_data(stages, evaluation, build)
+    if build.problems:
+        raise ConfigError("\n".join(build.problems))
+    return Resolved(config, source, policy, stages, evaluation)
+
+
+def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | None, build: _Builder) -> ResolvedRL:
+    path: Path_ = ("stages", name)
+    here: Path_ = (*path, "objective")
+    spec = section.objective
+    parts = {
+        "advantage": build.component("advantage", spec.advantage, (*here, "advantage")),
+        "shaping": tuple(build.component("shaping", s, (*here, "shaping", i)) for i, s in enumerate(spec.shaping)),
+        "selection": build.component("selection", spec.selection, (*here, "selection")),
+        "select": build.component("steps", spec.steps.select, (*here, "steps", "select")),
+        "weight": build.component("weight", spec.steps.weight, (*here, "steps", "weight")),
+        "surrogate": build.component("surrogate", spec.surrogate, (*here, "surrogate")),
+        "terms": tuple(build.component("term", s, (*here, "terms", i)) for i, s in enumerate(spec.terms)),
+    }
+    objective: Any = None
+    if all(part is not None for value in parts.values() for part in (value if isinstance(value, tuple) else (value,))):
+        objective = Objective(**parts, aggregate=spec.aggregate, max_steps=spec.max_steps)
+    return ResolvedRL(
+        name,
+        section,
+        train,
+        build.component("prompts", section.prompts, (*path, "prompts")),
+        build.block(plan_type, section.rollout, (*path, "rollout")),
+        build.rewards(section.rewards, (*path, "rewards")),
+        objective,
+    )
+
+
+def _read_data(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation | None, build: _Builder) -> None:
+    """Open every data source once, so that a missing file or a bad line shows before weights load."""
+    for stage in stages:
+        path: Path_ = ("stages", stage.name)
+        if isinstance(stage, ResolvedSupervised):
+            build.check((*path, "examples"), stage.examples.open, 0)
+        elif isinstance(stage, ResolvedRL):
+            section = stage.section
+            build.check((*path, "prompts"), _sampler, stage.prompts, section.prompts_per_step, section.group_size)
+    if evaluation is not None:
+        build.check(("evaluation", "prompts"), evaluation.prompts.load)
+
+
+def _sampler(prompts: Any, prompts_per_step: int, group_size: int) -> None:
+    GroupSampler(prompts.load(), prompts_per_step, group_size)
+
+
+def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
+    section, path = stage.section, ("stages", stage.name)
+    samples = section.prompts_per_step * section.group_size
+    if samples % section.updates_per_rollout:
+        divisors = [d for d in range(1, samples + 1) if samples % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: abs(d - section.updates_per_rollout))[:3])
+        build.problems.append(
+            f"{build.source.where((*path, 'updates_per_rollout'))}: {'.'.join(path)}.updates_per_rollout: "
+            f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} do not divide into "
+            f"{section.updates_per_rollout} updates; nearest valid: {', '.join(map(str, near))}"
+        )
+    processes = build.source.tree.get("run", {}).get("num_processes") or 1
+    if samples < processes:
+        build.problems.append(
+            f"{build.source.where((*path, 'group_size'))}: {'.'.join(path)}: {samples} samples per step cannot feed "
+            f"{processes} processes; raise prompts_per_step or group_size"
+        )
+    if section.group_size == 1 and section.objective.selection.name == "all":
+        build.problems.append(
+            f"{build.source.where((*path, 'group_size'))}: {'.'.join(path)}.group_size: a group of 1 has no relative "
+            "advantage (it is always 0); use 2 or more"
+        )
+    trained = RewardSet(stage.rewards)
+    build.check((*path, "rewards"), trained.check_trained)
+    build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
+    build.check(
+        (*path, "objective", "steps", "select"), stage.objective.select.validate_for, policy.plan_steps(stage.plan)
+    )
+    check = getattr(stage.objective.selection, "validate_for", None)
+    if check is not None:
+        build.check((*path, "objective", "selection"), check, section.group_size)

@@ -1,0 +1,175 @@
+"""The typed schema of a config file. Every section is frozen and refuses unknown keys.
+
+A component is written `{name: NAME, option: value, ...}` and is validated by the class that the name means
+(see `mmrl.config.resolve`); blocks that belong to a model family (`rollout`, `train`, `sampling`) are validated by the
+policy's own types.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(BaseModel):
+    """A component by name, its options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RewardSpec(Spec):
+    weight: float = 1.0
+
+
+class MethodSection(Section):
+    """What a shipped config reproduces; printed by `mmrl list methods`."""
+
+    name: str
+    paper: str
+    family: Literal["generative", "vlm"]
+    kind: str
+
+
+class RunSection(Section):
+    name: str | None = None
+    """Name of the run; default: the config's name."""
+    dir: str | None = None
+    """The run's folder; default: the next free `runs/NAME/001`."""
+    seed: int = 0
+    num_processes: PositiveInt | None = None
+    """Refuse to start with another number of processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+    """CPU threads per process; default: the cores of the machine divided by the processes on it."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels (a warning where one does not exist)."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers of accelerate: tensorboard, wandb, ..."""
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = 50
+    """Steps between checkpoints; one is always written at the end of a stage."""
+    keep_last: PositiveInt = 2
+
+
+class EvaluationSection(Section):
+    prompts: Spec
+    samples_per_prompt: PositiveInt = 4
+    every: PositiveInt | None = None
+    """Steps of an rl stage between evaluations; before the first and after the last step there always is one."""
+    batch_size: PositiveInt = 64
+    seed: int = 0
+    """Seed of the noise; the same at every evaluation and in every run, so that pictures can be compared."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    rewards: dict[str, RewardSpec] = Field(default_factory=dict)
+    """Held-out rewards: logged, never trained on."""
+    pictures: int = Field(default=12, ge=0)
+    """How many of the prompts are drawn into the picture grids."""
+    pictures_every: PositiveInt | None = None
+    """Steps of an rl stage between picture grids; default: with every evaluation."""
+
+
+class OptimizerSection(Section):
+    lr: PositiveFloat
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: PositiveFloat | None = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the rate rises linearly from 0."""
+    max_skipped: int = Field(default=10, ge=0)
+    """Optimizer steps with a non-finite gradient that are skipped before the run stops."""
+
+
+class EMASection(Section):
+    """Moving average of the trained weights, decay min((1 + n) / (10 + n), decay) after n updates."""
+
+    decay: float = Field(default=0.99, gt=0, lt=1)
+    every: PositiveInt = 1
+    """Optimizer steps between two updates of the average."""
+
+
+class StageSection(Section):
+    steps: PositiveInt
+    train: dict[str, Any] = Field(default_factory=dict)
+    optimizer: OptimizerSection
+    ema: EMASection | None = None
+    """With an average, evaluation and everything after the stage use it."""
+    micro_batch: PositiveInt = 64
+    """Rows of one forward and backward pass (sample-step pairs for denoising, samples for tokens and supervised data)."""
+
+
+class SupervisedStage(StageSection):
+    kind: Literal["supervised"]
+    examples: Spec
+    batch_size: PositiveInt
+    log_every: PositiveInt = 10
+
+
+class StepsSection(Section):
+    select: Spec = Spec(name="all")
+    weight: Spec = Spec(name="uniform")
+
+
+class ObjectiveSection(Section):
+    advantage: Spec
+    shaping: tuple[Spec, ...] = ()
+    selection: Spec = Spec(name="all")
+    steps: StepsSection = StepsSection()
+    surrogate: Spec = Spec(name="clip")
+    terms: tuple[Spec, ...] = ()
+    aggregate: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"] = (
+        "token_mean"
+    )
+    max_steps: PositiveInt | None = None
+    """The constant Lmax of seq_mean_token_sum_norm."""
+
+
+class FailureSection(Section):
+    """When reward failures stop a run."""
+
+    share: float = Field(default=0.05, ge=0, le=1)
+    window: PositiveInt = 50
+    """Steps over which the share is counted."""
+
+
+class RLStage(StageSection):
+    kind: Literal["rl"]
+    prompts: Spec
+    prompts_per_step: PositiveInt
+    group_size: PositiveInt
+    updates_per_rollout: PositiveInt = 1
+    """Optimizer steps made from one rollout, each on its own part of the samples."""
+    epochs: PositiveInt = 1
+    """Passes over one rollout."""
+    rollout: dict[str, Any] = Field(default_factory=dict)
+    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    failures: FailureSection = FailureSection()
+    objective: ObjectiveSection
+    parity_tolerance: PositiveFloat = 1e-4
+    """Largest |ratio - 1| allowed before the first update."""
+
+
+Stage = Annotated[SupervisedStage | RLStage, Field(discriminator="kind")]
+
+
+class Config(Section):
+    """A whole run: one policy that goes through stages, each with its own data, rewards and optimizer."""
+
+    run: RunSection = RunSection()
+    method: MethodSection | None = None
+    policy: Spec
+    stages: dict[str, Stage] = Field(min_length=1)
+    evaluation: EvaluationSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()

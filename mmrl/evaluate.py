@@ -1,0 +1,99 @@
+"""Held-out evaluation: fixed prompts, fixed noise, deterministic sampling, every reward counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmrl.distributed import Group, slice_of
+from mmrl.policy import Policy
+from mmrl.reward import RewardSet
+from mmrl.rollout import FAILED, OK, SKIPPED, Draw, Prompt, Sample
+from mmrl.seeding import derive_seed
+
+
+@dataclass
+class Evaluation:
+    """`metrics`: reward name -> mean over ok samples, and counts. `pictures`: the first sample of the first prompts."""
+
+    metrics: dict[str, float]
+    pictures: list[Picture]
+
+
+@dataclass
+class Picture:
+    """One sample for the eye: its prompt, the image (H, W, 3) uint8 or text, and its reward values (None = not ok)."""
+
+    prompt: str
+    image: np.ndarray | None
+    text: str | None
+    rewards: dict[str, float | None]
+
+
+def evaluation_draws(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int) -> list[Draw]:
+    """The same draws at every evaluation and in every run: seeds come from the prompt's id alone."""
+    return [
+        Draw(
+            prompt,
+            group,
+            member,
+            derive_seed("evaluation", seed, prompt.id, member),
+            derive_seed("evaluation", seed, prompt.id, member),
+        )
+        for group, prompt in enumerate(prompts)
+        for member in range(samples_per_prompt)
+    ]
+
+
+def evaluate(
+    policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, pictures: int, batch_size: int, group: Group
+) -> Evaluation:
+    """Generate and score `draws` (split over ranks). Collective: every rank calls it and gets the same metrics."""
+    mine = draws[slice_of(len(draws), group.rank, group.world)]
+    samples: list[Sample] = []
+    for start in range(0, len(mine), batch_size):
+        samples += policy.generate(mine[start : start + batch_size], plan)
+    scores = rewards.score(samples)
+    parts = group.gather(
+        (scores.values, scores.status, _pictures(mine, samples, scores.values, rewards.names, pictures))
+    )
+    values = np.concatenate([part[0] for part in parts])
+    status = np.concatenate([part[1] for part in parts])
+    shown = [picture for part in parts for picture in part[2]]
+    return Evaluation(summarise(rewards.names, values, status), shown)
+
+
+def summarise(names: Sequence[str], values: np.ndarray, status: np.ndarray) -> dict[str, float]:
+    """Mean of each reward over its ok samples, and how many failed or were skipped."""
+    metrics: dict[str, float] = {}
+    for column, name in enumerate(names):
+        ok = status[:, column] == OK
+        if ok.any():
+            metrics[name] = float(values[ok, column].mean())
+        for label, code in (("failed", FAILED), ("skipped", SKIPPED)):
+            if (status[:, column] == code).any():
+                metrics[f"{name}/{label}"] = float((status[:, column] == code).sum())
+    return metrics
+
+
+def _pictures(
+    draws: Sequence[Draw], samples: Sequence[Sample], values: np.ndarray, names: Sequence[str], count: int
+) -> list[Picture]:
+    found = []
+    for row, (draw, sample) in enumerate(zip(draws, samples, strict=True)):
+        if draw.member == 0 and draw.group < count:
+            verdicts = {name: _number(values[row, column]) for column, name in enumerate(names)}
+            image = sample.images[0] if sample.images else sample.video[0] if sample.video is not None else None
+            found.append(Picture(sample.prompt.text, image, sample.text, verdicts))
+    return found
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def as_json(pictures: Sequence[Picture]) -> list[Mapping[str, Any]]:
+    return [{"prompt": p.prompt, "text": p.text, "rewards": p.rewards} for p in pictures]

@@ -1,0 +1,97 @@
+"""A run's folder: where things are, how metrics are written, and what a run leaves for those who read it later."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from mmrl.errors import UserError
+
+
+class RunFolder:
+    """`config.yaml provenance.json metrics.jsonl samples/ checkpoints/ summary.json report.html` below `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def create(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        self.samples.mkdir(parents=True, exist_ok=True)
+        with self.config.open("w", encoding="utf-8") as file:
+            YAML().dump(dict(config), file)
+        write_json(self.provenance, provenance)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def keep_metrics(self, count: int) -> None:
+        """Drop every line after the first `count` (what a crashed run wrote after its last checkpoint)."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.is_file() else []
+        if len(lines) < count:
+            raise UserError(
+                f"{self.metrics} has {len(lines)} lines, but the checkpoint was written after {count}; it was edited or replaced"
+            )
+        write_text(self.metrics, "".join(lines[:count]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a reader or a crash never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def next_free(root: Path) -> Path:
+    """`root/001`, or the first number after the highest one there."""
+    taken = [int(path.name) for path in root.glob("[0-9][0-9][0-9]") if path.name.isdigit()] if root.is_dir() else []
+    return root / f"{max(taken, default=0) + 1:03d}"
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """A finished or interrupted run's folder. Raises UserError if `path` is none."""
+    folder = RunFolder(Path(path))
+    if not folder.config.is_file():
+        raise UserError(
+            f"{folder.path} is not a run's folder (no config.yaml in it); runs are written to runs/NAME/001 unless run.dir says otherwise"
+        )
+    return folder

@@ -1,0 +1,94 @@
+"""Start N processes of a command on this machine, pass signals on, and end with one exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrl.distributed import EXPECTED
+
+ERRORS = "MMRL_ERRORS"
+"""Folder in which workers other than rank 0 leave the one line that says why they stopped."""
+
+GRACE_SECONDS = 20.0
+
+
+def run(arguments: Sequence[str], processes: int) -> int:
+    """Run `python -m mmrl ARGUMENTS` in `processes` processes joined by torch.distributed's environment variables.
+
+    When one fails the others are stopped. Returns the first non-zero exit code, or 0.
+    """
+    with tempfile.TemporaryDirectory() as errors:
+        base = {
+            **os.environ,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            EXPECTED: str(processes),
+            ERRORS: errors,
+        }
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mmrl", *arguments], env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            for rank in range(processes)
+        ]
+        code = _wait(workers)
+        shown: set[str] = set()
+        for file in sorted(Path(errors).iterdir()):
+            message = file.read_text(encoding="utf-8")
+            if file.name != "0" and message not in shown:
+                print(f"rank {file.name}: {message}", file=sys.stderr)
+            shown.add(message)
+    return code
+
+
+def report_error(message: str) -> None:
+    """Print a worker's error line, or leave it to the launcher where rank 0 prints the same one."""
+    rank, folder = os.environ.get("RANK", "0"), os.environ.get(ERRORS)
+    if folder is None or rank == "0":
+        print(message, file=sys.stderr)
+    if folder is not None:
+        Path(folder, rank).write_text(message, encoding="utf-8")
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    def forward(number: int, frame: Any) -> None:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    old_term = signal.signal(signal.SIGTERM, forward)
+    # A terminal sends SIGINT to the workers as well; the launcher only has to outlive them.
+    old_int = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        failed_at: float | None = None
+        code = 0
+        while any(worker.poll() is None for worker in workers):
+            codes = [worker.returncode for worker in workers if worker.returncode]
+            if codes and failed_at is None:
+                failed_at, code = time.monotonic(), codes[0]
+            if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
+                for worker in workers:
+                    if worker.poll() is None:
+                        worker.kill()
+            time.sleep(0.05)
+        return code or next((worker.returncode for worker in workers if worker.returncode), 0)
+    finally:
+        signal.signal(signal.SIGTERM, old_term)
+        signal.signal(signal.SIGINT, old_int)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

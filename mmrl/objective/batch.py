@@ -1,0 +1,57 @@
+"""What the loss needs to know about the steps of a chunk, beside the replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmrl.rollout import Chunk
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """The steps of one chunk, every array `(n, s)` float32 without gradient.
+
+    `old_log_prob` of the behaviour policy; `advantage`; `weight` from the aggregation (0 = not trained);
+    `step_weight` multiplies the policy loss only. `chunk` lets errors name the sample and step of the rollout.
+    """
+
+    old_log_prob: Tensor
+    advantage: Tensor
+    weight: Tensor
+    step_weight: Tensor
+    chunk: Chunk | None = None
+
+    @classmethod
+    def of(
+        cls, chunk: Chunk, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, step_weight: Tensor
+    ) -> UnitBatch:
+        """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` also `(N,)`."""
+        old = chunk.take(old_log_prob)
+        return cls(
+            old_log_prob=old,
+            advantage=chunk.take(advantage).to(old.dtype).expand_as(old),
+            weight=chunk.take(weight),
+            step_weight=chunk.take(step_weight),
+            chunk=chunk,
+        )
+
+    def to(self, device: torch.device) -> UnitBatch:
+        """The same batch on `device`."""
+        moved = {
+            name: getattr(self, name).to(device) for name in ("old_log_prob", "advantage", "weight", "step_weight")
+        }
+        return replace(self, **moved)
+
+    @property
+    def mask(self) -> Tensor:
+        """(n, s) bool: the steps that are trained."""
+        return self.weight != 0
+
+    def name(self, row: int, column: int) -> str:
+        """Sample and step of an entry, as numbers of the rollout where they are known."""
+        if self.chunk is None:
+            return f"row {row}, step {column}"
+        return f"sample {int(self.chunk.rows[row])}, step {int(self.chunk.steps[row, column])}"

@@ -1,0 +1,151 @@
+"""The objective of an rl stage: its parts, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrl.advantage.types import Advantage, Bools, Floats, Scored, Shaping
+from mmrl.curriculum.selection import SelectAll, Selection
+from mmrl.errors import RunError, UserError
+from mmrl.objective import aggregate as aggregation
+from mmrl.objective.aggregate import Counts, Mode
+from mmrl.objective.batch import UnitBatch
+from mmrl.objective.metrics import Metric, Metrics
+from mmrl.objective.steps import AllSteps, StepSelector
+from mmrl.objective.surrogate import Clip, Diagnostics, Surrogate
+from mmrl.objective.terms import Divergence, Need, Replays, Term
+from mmrl.objective.weight import StepWeight, UniformWeight
+from mmrl.rollout import StepOutput
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which samples and steps are trained, with which advantages, and the loss of a chunk.
+
+    Advantages and selection see the batch gathered from all ranks; everything else is local to a rank. Use per update:
+    `plan_steps` -> rollout -> `advantages`, `selected` -> `train_mask` -> counts added over ranks -> `weights` -> `loss`
+    of every chunk. Raises UserError when the parts do not fit together.
+    """
+
+    advantage: Advantage
+    surrogate: Surrogate = field(default_factory=Clip)
+    shaping: tuple[Shaping, ...] = ()
+    selection: Selection = field(default_factory=SelectAll)
+    select: StepSelector = field(default_factory=AllSteps)
+    weight: StepWeight = field(default_factory=UniformWeight)
+    terms: tuple[Term, ...] = ()
+    aggregate: Mode = "token_mean"
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregate == "seq_mean_token_sum_norm" and self.max_steps is None:
+            raise UserError(
+                "aggregate seq_mean_token_sum_norm needs max_steps: the constant it divides by (the step limit)"
+            )
+
+    @property
+    def needs_log_prob(self) -> bool:
+        """The loss reads log-probs, so the rollout must have a density."""
+        return self.surrogate.needs_log_prob
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Extra replays `(view, model)` that the terms read, each once."""
+        return tuple(dict.fromkeys(need for term in self.terms for need in term.needs))
+
+    def plan_steps(self, num_steps: int, iteration: int, seed: int) -> Tensor:
+        """Steps that this iteration may train, `(S,)` bool; the same on all ranks."""
+        return self.select.before_rollout(num_steps, iteration, seed)
+
+    def advantages(self, scored: Scored) -> Floats:
+        """Advantages `(N,)` float64 after shaping, over all samples of all ranks."""
+        advantage = self.advantage(scored)
+        for shape in self.shaping:
+            advantage = shape(advantage, scored)
+        return advantage
+
+    def selected(self, advantage: Floats, scored: Scored) -> Bools:
+        """Samples to train on, `(N,)` bool, over all samples of all ranks."""
+        return self.selection(advantage, scored)
+
+    def train_mask(self, mask: Tensor, planned: Tensor, seeds: Sequence[int], keep: Tensor) -> Tensor:
+        """Steps to train, `(N, S)` bool: drawn (`mask (N, S)`), `planned (P,)` with P >= S, chosen by the step selector,
+        in a kept sample (`keep (N,)` bool). `seeds` are those of the draws."""
+        allowed = mask & planned[: mask.shape[1]].to(mask.device)
+        return self.select.after_rollout(allowed, seeds) & keep.to(mask.device)[:, None]
+
+    def step_weights(self, train: Tensor, step_std: Tensor | None) -> Tensor:
+        """Weights of the policy loss `(N, S)` float32; `step_std (N, S)` as stored in the rollout."""
+        return self.weight(train, step_std)
+
+    def weights(self, train: Tensor, counts: Counts) -> Tensor:
+        """Aggregation weights `(N, S)` float32; `counts` of the whole optimizer step over all ranks."""
+        return aggregation.weights(train, self.aggregate, counts, self.max_steps)
+
+    def has_signal(self, advantage: Tensor | np.ndarray, train: Tensor) -> bool:
+        """Whether `advantage (N,)` and `train (N, S)` give any gradient: local, to be or-ed over ranks. Where no rank has
+        one the optimizer step is skipped on all of them."""
+        rows = train.any(dim=1).cpu()
+        auxiliary = any(term.coef for term in self.terms)
+        return bool((rows & (auxiliary | (torch.as_tensor(advantage).cpu() != 0))).any())
+
+    def loss(
+        self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence
+    ) -> tuple[Tensor, Metrics]:
+        """This chunk's part of the loss, a scalar with gradient to be summed over chunks and ranks, and its metrics.
+
+        `sum(W w L) + sum over terms of coef * sum(W T)`, W the aggregation weights, w the step weights. Steps with W = 0
+        change nothing, whatever their log-prob is; a chunk of nothing gives 0 with a gradient of 0.
+        Raises RunError naming the first trained step whose log-prob is not finite.
+        """
+        mask = batch.mask
+        out = _trained(out, batch, "policy")
+        others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)") for need in self.needs}
+        old = _finite(batch.old_log_prob, batch, "behaviour policy")
+        matrix, diagnostics = self.surrogate(out.log_prob, old, batch.advantage, mask)
+        total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
+        values: dict[str, Tensor] = {}
+        for number, term in enumerate((term for term in self.terms if term.coef), start=1):
+            value = term.value(out, batch, others, divergence)
+            total = total + term.coef * (value.masked_fill(~mask, 0.0) * batch.weight).sum()
+            values[term.name if term.name not in values else f"{term.name}_{number}"] = value
+        return total, _metrics(total, mask, diagnostics, values)
+
+
+def _finite(log_prob: Tensor, batch: UnitBatch, owner: str) -> Tensor:
+    """`log_prob` with 0 at untrained steps; raises RunError where a trained step is not finite."""
+    bad = batch.mask & ~torch.isfinite(log_prob)
+    if bad.any():
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise RunError(
+            f"log-prob of the {owner} is {float(log_prob[row, column])} at {batch.name(row, column)} "
+            f"({int(bad.sum())} of {int(batch.mask.sum())} trained steps of this chunk are not finite)"
+        )
+    return log_prob.masked_fill(~batch.mask, 0.0)
+
+
+def _trained(out: StepOutput, batch: UnitBatch, owner: str) -> StepOutput:
+    return replace(out, log_prob=_finite(out.log_prob, batch, owner))
+
+
+def _metrics(total: Tensor, mask: Tensor, diagnostics: Diagnostics, values: dict[str, Tensor]) -> Metrics:
+    d = diagnostics.log_ratio.masked_fill(~mask, 0.0)
+    deviation = torch.expm1(d)
+    sums = {
+        "ratio": deviation.sum() + mask.sum(),
+        "approx_kl": (deviation - d).sum(),
+        "clip_low": (diagnostics.low & mask).sum(),
+        "clip_high": (diagnostics.high & mask).sum(),
+        "clip_dual": (diagnostics.dual & mask).sum(),
+        **{name: value.detach().masked_fill(~mask, 0.0).sum() for name, value in values.items()},
+    }
+    largest = deviation.abs().max() if deviation.numel() else deviation.sum()
+    numbers = torch.stack([total.detach(), largest, mask.sum(), *sums.values()]).tolist()
+    loss, largest_deviation, number = numbers[:3]
+    metrics: dict[str, Metric] = {name: (value, number) for name, value in zip(sums, numbers[3:], strict=True)}
+    return {"loss": ("sum", loss), "ratio_deviation": ("max", largest_deviation), **metrics}

@@ -1,0 +1,97 @@
+"""Policy losses per step, to be minimised. Ratios are formed in log space, the log-ratio clamped to +-20."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mmrl.components import Component
+
+MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Detached `(n, s)`: the log-ratio to the behaviour policy, and the steps whose gradient is cut at the lower bound,
+    the upper bound, or by the dual clip."""
+
+    log_ratio: Tensor
+    low: Tensor
+    high: Tensor
+    dual: Tensor
+
+
+def log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """`clamp(log p - log p_old, -20, 20)`, with gradient to `log_prob`."""
+    return (log_prob - old_log_prob.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def clipped(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None
+) -> tuple[Tensor, Diagnostics]:
+    """`max(-A r, -A clip(r, 1 - low, 1 + high))`, and for A < 0 at most `-dual A`.
+
+    All tensors `(n, s)`. Written by cases, so that a step on a bound has a defined gradient: only steps that are really
+    cut lose it. Source: PPO; dual clip: Ye et al. 2020 (arXiv 1912.09729), c = 3 in verl.
+    """
+    d = log_ratio(log_prob, old_log_prob)
+    ratio = d.exp()
+    below, above = (advantage < 0) & (ratio < 1 - low), (advantage > 0) & (ratio > 1 + high)
+    loss = -advantage * torch.where(below | above, ratio.clamp(1 - low, 1 + high), ratio)
+    cut = torch.zeros_like(below)
+    if dual is not None:
+        cut = (advantage < 0) & (ratio > dual)
+        loss = torch.where(cut, -dual * advantage, loss)
+    return loss, Diagnostics(d.detach(), below, above, cut)
+
+
+def reinforce(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Diagnostics]:
+    """`-A log p`, the score-function gradient without a ratio; the log-ratio is only reported. All tensors `(n, s)`."""
+    never = torch.zeros_like(advantage, dtype=torch.bool)
+    return -advantage * log_prob, Diagnostics(log_ratio(log_prob, old_log_prob).detach(), never, never, never)
+
+
+class Surrogate(Component):
+    """Base of the kind `surrogate`."""
+
+    needs_log_prob: ClassVar[bool] = True
+    """Refused with a sampler that has no density (a pure ODE)."""
+
+    def __call__(
+        self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        """Loss `(n, s)` with gradient, and diagnostics. Log-probs are 0 outside `mask`; what is returned there is dropped."""
+        raise NotImplementedError
+
+
+class Clip(Surrogate):
+    """PPO and GRPO: the ratio is clipped to `[1 - low, 1 + high]`. DAPO raises `high` to 0.28."""
+
+    low: float = Field(default=0.2, gt=0, le=1)
+    high: float = Field(default=0.2, gt=0)
+    dual: float | None = Field(default=None, gt=1)
+    """For A < 0 the loss is at most `-dual A` (3 in verl); off by default."""
+
+    @model_validator(mode="after")
+    def _dual_beyond_high(self) -> Clip:
+        if self.dual is not None and self.dual <= 1 + self.high:
+            raise ValueError(f"dual {self.dual} must be above 1 + high = {1 + self.high}")
+        return self
+
+    def __call__(
+        self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        return clipped(log_prob, old_log_prob, advantage, self.low, self.high, self.dual)
+
+
+class Reinforce(Surrogate):
+    """REINFORCE: `-A log p`, without ratio and clipping."""
+
+    def __call__(
+        self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        return reinforce(log_prob, old_log_prob, advantage)

@@ -1,0 +1,49 @@
+"""The seam of auxiliary terms: what is added to the policy loss, with a coefficient and perhaps extra replays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from pydantic import Field
+from torch import Tensor
+
+from mmrl.components import Component
+from mmrl.objective.batch import UnitBatch
+from mmrl.policy import ModelName
+from mmrl.rollout import StepOutput
+
+Need: TypeAlias = tuple[str, ModelName]
+"""`(view, model)` of an extra replay, made without gradient."""
+
+Replays: TypeAlias = Mapping[Need, StepOutput]
+Divergence: TypeAlias = Callable[[StepOutput, StepOutput, str], Tensor]
+"""`divergence(p, q, norm)` of the policy: exact KL(p || q) per step `(n, s)`."""
+
+
+class Term(Component):
+    """Base of the kind `term`: adds `coef * sum(value * W)` to the loss, W the weights of the aggregation.
+
+    A coefficient of 0 switches the term off: no replay, no value, the same gradient as without it.
+    """
+
+    coef: float = Field(ge=0)
+
+    @property
+    def name(self) -> str:
+        """Name of the value in the log."""
+        return type(self).__name__.lower()
+
+    @property
+    def replays(self) -> tuple[Need, ...]:
+        """What `value` reads from `others`."""
+        return ()
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Extra replays, none when the coefficient is 0."""
+        return self.replays if self.coef else ()
+
+    def value(self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence) -> Tensor:
+        """Value `(n, s)` with gradient, before the coefficient. Log-probs are 0 outside `batch.mask`."""
+        raise NotImplementedError

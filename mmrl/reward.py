@@ -1,0 +1,238 @@
+"""Rewards: what an author writes, how a set of them scores samples, and how many failures a run bears.
+
+A score is a number, None (*skipped*: the reward does not apply) or a failure (an exception, NaN, what is no number). A
+failure never turns into a number: the sample is left out of its group's statistics and of the loss.
+
+Shapes: N samples, K rewards.
+"""
+
+from __future__ import annotations
+
+import math
+import sysconfig
+import traceback
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from mmrl.components import Component
+from mmrl.errors import UserError
+from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Sample, Scores
+
+Scope = Literal["pointwise", "groupwise", "pairwise"]
+Need = Literal["text", "image", "video", "target"]
+
+
+class Reward(Component):
+    """Base of every reward. Fields are its options in a config; the class attributes describe it.
+
+    What `setup` loads belongs in pydantic private attributes (`_model: Any = PrivateAttr(None)`), which stay writable.
+    """
+
+    range: ClassVar[tuple[float | None, float | None]] = (None, None)
+    """Smallest and largest possible score; None is unbounded. A score outside is a failure."""
+    higher_is_better: ClassVar[bool] = True
+    scope: ClassVar[Scope] = "pointwise"
+    """What one score depends on: a sample, its whole group, or pairs. Only pointwise rewards are executed so far."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """A sample that lacks one of these is skipped and never reaches `score`."""
+    deterministic: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+    revision: ClassVar[str] = "1"
+    licence: ClassVar[str] = "unknown"
+
+    def limits(self) -> tuple[float | None, float | None]:
+        """`range`, or a narrower one that follows from the options."""
+        return self.range
+
+    def setup(self, device: torch.device) -> None:
+        """Load weights and the like, once, before the first `score`."""
+        return None
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        """One number per sample, in order; None skips a sample. Whatever is raised makes the sample failed."""
+
+
+def rgb(image: Any) -> np.ndarray:
+    """`image` if it is what a sample holds, a uint8 array (H, W, 3). Raises ValueError that says what it is instead."""
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] == 3
+        and image.size
+    ):
+        return image
+    got = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {got}")
+
+
+class RewardSet:
+    """Scores samples with every reward and combines the scores.
+
+    `rewards` maps a name to (reward, weight). Those named in `held_out` are scored and logged, never
+    trained on. Raises UserError for a reward that cannot be scored here.
+    """
+
+    def __init__(self, rewards: Mapping[str, tuple[Reward, float]], held_out: Collection[str] = ()) -> None:
+        self.names = tuple(rewards)
+        self.rewards = tuple(reward for reward, _ in rewards.values())
+        self.weights = tuple(0.0 if name in held_out else float(weight) for name, (_, weight) in rewards.items())
+        for name, reward, weight in zip(self.names, self.rewards, self.weights, strict=True):
+            if reward.scope != "pointwise":
+                raise UserError(f"reward '{name}' is {reward.scope}; only pointwise rewards can be scored so far")
+            if not math.isfinite(weight):
+                raise UserError(f"reward '{name}' has weight {weight}; expected a finite number")
+        for name in held_out:
+            if name not in rewards:
+                raise UserError(f"held-out reward '{name}' is not one of {', '.join(self.names)}")
+
+    def check_trained(self) -> None:
+        """Raises UserError if nothing is trained on, or a weight would teach the opposite of what its reward means."""
+        if not any(self.weights):
+            raise UserError("no reward is trained on: every reward is held out or has weight 0")
+        for name, reward, weight in zip(self.names, self.rewards, self.weights, strict=True):
+            if weight > 0 and not reward.higher_is_better:
+                raise UserError(
+                    f"lower is better for reward '{name}', so its weight {weight:g} would teach the opposite; "
+                    f"set the weight to {-weight:g} or hold the reward out"
+                )
+
+    def setup(self, device: torch.device) -> None:
+        """Let every reward load what it needs."""
+        for reward in self.rewards:
+            reward.setup(device)
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """Every reward on every sample; what a reward raises becomes a failure (not KeyboardInterrupt, SystemExit)."""
+        values = np.full((len(samples), len(self.rewards)), np.nan)
+        status = np.full(values.shape, SKIPPED, dtype=np.int64)
+        messages: list[str] = []
+        where = _places(samples)
+        for column, (name, reward) in enumerate(zip(self.names, self.rewards, strict=True)):
+            rows = [row for row, sample in enumerate(samples) if not lacking(reward, sample)]
+            outcomes = _score(name, reward, [samples[row] for row in rows], [where[row] for row in rows])
+            for row, outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, str):
+                    status[row, column] = FAILED
+                    messages.append(outcome)
+                elif outcome is not None:
+                    status[row, column], values[row, column] = OK, outcome
+        return Scores(self.names, values, status, messages)
+
+    def total(self, scores: Scores, group: Any) -> np.ndarray:
+        """The reward `(N,)` float64 that is trained on: the weighted sum of the trained rewards, or NaN.
+
+        `group (N,)` integers; all samples of a group must be there (gather first if ranks share a group). A sample is NaN if a
+        trained reward failed on it, or skipped it but not its whole group. A reward that skipped a whole group is left out
+        of that group's sums; a group without any reward is NaN, never 0.
+        """
+        self.check_trained()
+        _, inverse = np.unique(np.asarray(group), return_inverse=True)
+        total = np.zeros(len(scores.values))
+        counted = np.zeros(len(total), dtype=bool)
+        for column, weight in enumerate(self.weights):
+            if weight == 0:
+                continue
+            skipped = scores.status[:, column] == SKIPPED
+            applies = (np.bincount(inverse, weights=~skipped) > 0)[inverse]
+            total[applies] += weight * scores.values[applies, column]  # NaN unless the status is OK
+            counted |= applies
+        return np.where(counted, total, np.nan)
+
+    def counts(self, scores: Scores) -> dict[str, dict[str, int]]:
+        """Per reward, how many samples are ok, failed and skipped."""
+        return {
+            name: {label: int((scores.status[:, column] == code).sum()) for code, label in enumerate(STATUS_NAMES)}
+            for column, name in enumerate(scores.names)
+        }
+
+
+def lacking(reward: Reward, sample: Sample) -> list[Need]:
+    """What `reward` needs and `sample` does not have."""
+    has: dict[Need, bool] = {
+        "text": sample.text is not None,
+        "image": len(sample.images) > 0,
+        "video": sample.video is not None,
+        "target": sample.prompt.target is not None,
+    }
+    return [need for need in reward.needs if not has[need]]
+
+
+def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -> list[float | str | None]:
+    """Per sample a finite number, None (skipped) or the line that says why it failed."""
+    if not samples:
+        return []
+    said = f"reward '{name}'"
+    try:
+        raw = _listed(reward.score(samples))
+    except Exception as error:
+        if len(samples) == 1:
+            return [f"{said} raised {_one_line(type(error).__name__, error)}{where[0]}{_line_of(error)}"]
+        return [_score(name, reward, [sample], [place])[0] for sample, place in zip(samples, where, strict=True)]
+    if not isinstance(raw, list):
+        return [
+            f"{said} returned a {type(raw).__name__}{place}; expected a list with one number per sample"
+            for place in where
+        ]
+    if len(raw) != len(samples):
+        return [f"{said} returned {len(raw)} scores for {len(samples)} samples{place}" for place in where]
+    return [_checked(value, said, reward.limits(), place) for value, place in zip(raw, where, strict=True)]
+
+
+def _listed(raw: Any) -> Any:
+    """Scores as a list where they are a sequence, an array or a tensor of one dimension; anything else unchanged."""
+    if isinstance(raw, np.ndarray | torch.Tensor):
+        return raw.tolist() if raw.ndim == 1 else raw
+    return list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str | bytes) else raw
+
+
+def _checked(value: Any, who: str, limits: tuple[float | None, float | None], where: str) -> float | str | None:
+    said = f"{who} returned"
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real | np.bool_):
+        got = f"{_one_line(repr(value))} ({type(value).__name__})"
+        return f"{said} {got}{where}; expected a number, or None to skip the sample"
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        return f"{said} {number}{where}; expected a finite number, or None to skip the sample"
+    low, high = limits
+    if (low is not None and number < low - 1e-6) or (high is not None and number > high + 1e-6):
+        return f"{said} {number:.6g}{where}; it declares the range {low} to {high}"
+    return number
+
+
+def _places(samples: Sequence[Sample]) -> list[str]:
+    """' on sample 2 of prompt 'id'' for every sample: its number among the samples of that prompt, from 0."""
+    seen: Counter[str] = Counter()
+    places = []
+    for sample in samples:
+        places.append(f" on sample {seen[sample.prompt.id]} of prompt '{sample.prompt.id}'")
+        seen[sample.prompt.id] += 1
+    return places
+
+
+def _one_line(*parts: Any) -> str:
+    text = " ".join(": ".join(str(part) for part in parts if str(part)).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _line_of(error: Exception) -> str:
+    """' (file:line)' of the innermost frame that is in no library."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) != Path(__file__)]
+    library = sysconfig.get_paths()["stdlib"]
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith((library, "<"))]
+    return "".join(f" ({frame.filename}:{frame.lineno})" for frame in (own or frames)[-1:])

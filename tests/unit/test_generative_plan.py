@@ -1,0 +1,160 @@
+"""Plans, train specs, schedules and components: what is validated before a weight is loaded."""
+
+from __future__ import annotations
+
+import sys
+from subprocess import run
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from pydantic import ValidationError
+
+from mmrl import components
+from mmrl.errors import UserError
+from mmrl.generative.identity_vae import identity_vae
+from mmrl.generative.models import TinySD3, TinySD15
+from mmrl.generative.plan import DiffusionPlan, FlowPlan
+from mmrl.generative.schedule import ddim_schedule, flow_prediction, flow_schedule
+from mmrl.generative.tiny_text import phrase_tokenizer, word_tokenizer
+from mmrl.generative.train import TrainSpec
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "message"),
+    [
+        (FlowPlan, {"sampler": {"kind": "ode", "level": 0.5}}, "draws no noise"),
+        (FlowPlan, {"sampler": {"kind": "ddim"}}, "flow-matching model has no sampler 'ddim'"),
+        (FlowPlan, {"sampler": {"kind": "cps", "level": 1.5}}, r"expected a number in \(0, 1.0\]"),
+        (FlowPlan, {"sampler": {"kind": "ode"}, "stochastic": "selected"}, "asks for noise at the selected steps"),
+        (FlowPlan, {"guidance_scale": 0.5}, "greater than or equal to 1"),
+        (FlowPlan, {"num_stps": 4}, "Extra inputs"),
+        (DiffusionPlan, {"sampler": {"kind": "cps"}}, "diffusion model has no sampler 'cps'"),
+        (DiffusionPlan, {"shift": 3.0}, "Extra inputs"),
+        (TrainSpec, {"rank": 8}, "rank belongs to mode: lora"),
+        (TrainSpec, {"mode": "lora", "parts": ["transformer"]}, "parts belongs to mode: full"),
+    ],
+)
+def test_contradictions_are_refused(plan: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        plan.model_validate(options)
+
+
+def test_noise_levels_have_the_published_defaults() -> None:
+    levels = {
+        kind: FlowPlan.model_validate({"sampler": {"kind": kind}}).sampler.level
+        for kind in ("flow_sde", "dance_sde", "cps", "ode")
+    }
+    assert levels == {"flow_sde": 0.7, "dance_sde": 0.3, "cps": 0.8, "ode": 0.0}
+    assert DiffusionPlan().sampler.level == 1.0
+    assert FlowPlan.model_validate(FlowPlan(guidance_scale=2).model_dump()) == FlowPlan(guidance_scale=2)
+
+
+def objective(needs_log_prob: bool = True, norm: str | None = None, view: str = "original") -> Any:
+    terms = (SimpleNamespace(norm=norm),) if norm else ()
+    return SimpleNamespace(needs_log_prob=needs_log_prob, needs=((view, "reference"),) if norm else (), terms=terms)
+
+
+def test_a_plan_without_a_density_cannot_feed_a_loss_that_reads_log_probs() -> None:
+    policy = TinySD3()
+    for sampler in ({"kind": "ode"}, {"kind": "flow_sde", "level": 0}):
+        plan = FlowPlan.model_validate({"sampler": sampler})
+        with pytest.raises(ValueError, match=r"no log-prob; .*flow_sde \(level 0.7\)"):
+            policy.check_plan(plan, objective())
+        policy.check_plan(plan, objective(needs_log_prob=False))
+        assert not policy.stochastic_steps(plan, torch.ones(10)).any()
+    with pytest.raises(ValueError, match="ddim"):
+        TinySD15().check_plan(DiffusionPlan.model_validate({"sampler": {"kind": "ddim", "level": 0}}), objective())
+    with pytest.raises(ValueError, match="'g2' is defined for flow"):
+        TinySD15().check_plan(DiffusionPlan(), objective(norm="g2"))
+    with pytest.raises(ValueError, match="no view 'masked'"):
+        policy.check_plan(FlowPlan(), objective(norm="s2", view="masked"))
+    policy.check_plan(FlowPlan(), objective(norm="g2"))
+
+
+def test_network_passes_are_counted() -> None:
+    policy = TinySD3()
+    assert policy.passes(FlowPlan(num_steps=10), trained=9, replays=2) == {"rollout": 10.0, "update": 18.0}
+    guided = FlowPlan(num_steps=10, guidance_scale=4.5)
+    assert policy.passes(guided, trained=3, replays=1) == {"rollout": 20.0, "update": 6.0}
+    assert policy.trains(TrainSpec(mode="lora", rank=8)).startswith("a LoRA of rank 8")
+
+
+def test_a_schedule_with_dpm_flow_sigmas_is_the_schedulers_own() -> None:
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="sample")
+    found = flow_schedule(scheduler, 8, image_tokens=9)
+    scheduler.set_timesteps(8)
+    assert torch.equal(found.sigmas, scheduler.sigmas) and float(found.sigmas[-1]) == 0
+    assert torch.equal(found.timesteps, scheduler.timesteps.float())
+    assert found.sigma_max == float(scheduler.sigmas[1])
+
+
+def test_what_a_flow_network_predicts_comes_from_its_scheduler() -> None:
+    dpm, unipc = DPMSolverMultistepScheduler, UniPCMultistepScheduler
+    assert flow_prediction(FlowMatchEulerDiscreteScheduler()) == "velocity"
+    assert flow_prediction(dpm(use_flow_sigmas=True, prediction_type="flow_prediction")) == "velocity"
+    assert flow_prediction(unipc(use_flow_sigmas=True, prediction_type="sample")) == "sample"
+    for wrong in (dpm(), dpm(use_flow_sigmas=True, prediction_type="epsilon"), EulerDiscreteScheduler()):
+        with pytest.raises(UserError, match="flow"):
+            flow_prediction(wrong)
+
+
+def test_ddim_ends_where_its_scheduler_says() -> None:
+    assert float(ddim_schedule(DDIMScheduler(clip_sample=False, set_alpha_to_one=True), 10).alpha_bar_next[-1]) == 1
+    kept = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    assert float(ddim_schedule(kept, 10).alpha_bar_next[-1]) == float(kept.alphas_cumprod[0]) < 1
+    for wrong in (DDIMScheduler(clip_sample=True), EulerDiscreteScheduler()):
+        with pytest.raises(UserError):
+            ddim_schedule(wrong, 10)
+
+
+def test_a_size_that_does_not_fit_is_named_with_its_neighbour() -> None:
+    policy = TinySD3(layers=2, heads=2, head_dim=16)
+    policy.load("cpu")
+    with pytest.raises(UserError, match=r"multiples of 8, got \(20, 24\); nearest: \(16, 24\)"):
+        policy.adapter.size(20, None)
+
+
+def test_the_tiny_autoencoder_returns_its_input() -> None:
+    vae = identity_vae(24)
+    x = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x[0] = 1
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+        torch.testing.assert_close(posterior.mode(), x, rtol=0, atol=1e-3)
+        torch.testing.assert_close(vae.decode(x).sample, x, rtol=0, atol=1e-3)
+        assert float(posterior.std.max()) < 1e-6
+
+
+def test_every_caption_of_the_tiny_language_has_a_token_per_word_and_phrase() -> None:
+    text = "a blue square left of a green triangle"
+    assert word_tokenizer()(text).tokens() == ["blue", "square", "left_of", "green", "triangle", "<eos>"]
+    assert phrase_tokenizer()(text).tokens() == ["blue square", "left of", "green triangle"]
+    assert phrase_tokenizer()("Three red circles").tokens() == ["three", "red circles"]
+    assert word_tokenizer()("").tokens() == ["<eos>"]
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd15", "tiny_sd3", "tiny_sd15"])
+def test_policies_are_components_that_load_nothing_by_themselves(name: str) -> None:
+    spec = {"name": name, **({"path": "some/model"} if not name.startswith("tiny") else {})}
+    policy = components.build("policy", spec)
+    assert policy.plan_steps(policy.plan_type(num_steps=7)) == 7
+    assert policy.model_json_schema()["properties"]
+    with pytest.raises(ValidationError):
+        components.build("policy", {**spec, "sede": 1})
+
+
+def test_checking_a_policy_imports_no_model_library() -> None:
+    code = (
+        "import sys; from mmrl import components; p = components.build('policy', {'name': 'sd3', 'path': 'x'}); "
+        "p.plan_type(); p.train_type(); sys.exit(any(m in sys.modules for m in ('diffusers', 'transformers', 'peft')))"
+    )
+    assert run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,173 @@
+"""The built-in rewards, built by name as a config does."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from mmrl.components import build, resolve, table
+from mmrl.errors import UserError
+from mmrl.reward import Reward, RewardSet
+from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
+
+FLAT = np.full((64, 64, 3), 90, dtype=np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def score(spec: dict[str, Any], samples: list[Sample], base: Path | None = None) -> Any:
+    return RewardSet({"r": (build("reward", spec, base), 1.0)}).score(samples)
+
+
+def shown(*images: Any, target: Any = None, name: str = "p") -> Sample:
+    return Sample(Prompt(name, name, target=target), images=images)
+
+
+def test_every_reward_in_the_table_is_a_reward() -> None:
+    for name in table("reward"):
+        assert issubclass(resolve("reward", name), Reward)
+
+
+def test_jpeg_is_kilobytes_over_500() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(NOISE).save(buffer, format="JPEG", quality=95)
+    expected = len(buffer.getvalue()) / 1000 / 500
+    small = score({"name": "jpeg_compressibility"}, [shown(NOISE), shown(FLAT), shown(NOISE, FLAT)]).values[:, 0]
+    large = score({"name": "jpeg_incompressibility"}, [shown(NOISE), shown(FLAT), shown(NOISE, FLAT)]).values[:, 0]
+    assert small[0] == pytest.approx(-expected) and small[1] > small[0]
+    assert small[2] == pytest.approx((small[0] + small[1]) / 2)
+    assert (large == -small).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (NOISE / 255.0, "float64 array"),
+        (NOISE[..., 0], r"array \(64, 64\)"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), r"\(4, 4, 4\)"),
+        (None, "NoneType"),
+    ],
+)
+@pytest.mark.parametrize("name", ["jpeg_compressibility", "shapes"])
+def test_a_broken_image_fails_alone(name: str, image: Any, got: str) -> None:
+    good = build("examples", {"name": "shapes"}).open(0).example(0)
+    scores = score({"name": name}, [good, Sample(good.prompt, images=(image,)), good])
+    assert scores.status.ravel().tolist() == [OK, FAILED, OK]
+    assert re.search(f"expected a uint8 RGB image.*{got}", scores.messages[0])
+
+
+def test_a_sample_without_image_is_skipped() -> None:
+    for name in ("jpeg_compressibility", "shapes"):
+        assert score({"name": name}, [Sample(Prompt("p", "p"), text="hello")]).status.tolist() == [[SKIPPED]]
+
+
+def test_shapes_rewards_are_perfect_on_drawings_and_not_on_others() -> None:
+    drawings = build("examples", {"name": "shapes"}).open(0)
+    right = [drawings.example(index) for index in range(30)]
+    wrong = [Sample(a.prompt, images=b.images) for a, b in itertools.pairwise(right) if a.prompt != b.prompt]
+    rng = np.random.default_rng(0)
+    noisy = [
+        Sample(s.prompt, images=(np.clip(s.images[0] + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8),))
+        for s in right
+    ]
+    for mode in ("dense", "exact", "strict"):
+        assert (score({"name": "shapes", "mode": mode}, right).values == 1).all()
+        assert score({"name": "shapes", "mode": mode}, wrong).values.mean() < 0.7
+    assert np.abs(score({"name": "shapes", "mode": "clean"}, right).values).max() < 1e-3
+    assert score({"name": "shapes", "mode": "clean"}, noisy).values.max() < -0.1
+    assert score({"name": "shapes", "mode": "exact"}, noisy).values.mean() > 0.9
+    assert score({"name": "shapes", "mode": "exact", "tolerance": 0.1}, noisy).values.mean() < 0.1
+
+
+def test_shapes_without_a_target_names_the_prompt() -> None:
+    image = np.zeros((24, 24, 3), dtype=np.uint8)
+    for mode in ("dense", "exact", "strict"):
+        scores = score({"name": "shapes", "mode": mode}, [shown(image, name="mine:7")])
+        assert "prompt 'mine:7' has no target" in scores.messages[0]
+    assert score({"name": "shapes", "mode": "clean"}, [shown(image)]).status.tolist() == [[OK]]
+
+
+@pytest.mark.parametrize(
+    "target", ["a cat", {"kind": "count"}, {"kind": "count", "color": "red", "shape": "cat", "count": 1}, 3]
+)
+def test_shapes_with_a_foreign_target_fails(target: Any) -> None:
+    image = np.zeros((24, 24, 3), dtype=np.uint8)
+    assert "no target of the shapes world" in score({"name": "shapes"}, [shown(image, target=target)]).messages[0]
+
+
+def test_shapes_with_a_picture_of_another_size_fails() -> None:
+    assert "expected one 24x24 picture, got 64x64" in score({"name": "shapes"}, [shown(FLAT)]).messages[0]
+    small = FLAT[:24, :24]
+    assert "got 24x24, 24x24" in score({"name": "shapes"}, [shown(small, small)]).messages[0]
+
+
+def test_shapes_options_are_checked() -> None:
+    with pytest.raises(ValidationError, match="has no tolerance to set"):
+        build("reward", {"name": "shapes", "mode": "strict", "tolerance": 0.3})
+    with pytest.raises(ValidationError, match="'dense', 'exact', 'strict' or 'clean'"):
+        build("reward", {"name": "shapes", "mode": "denze"})
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(
+        "def brevity(samples, limit=10, scale=1.0):\n"
+        "    return [None if s.text is None else min(len(s.text), limit) * scale for s in samples]\n"
+        "def needs(samples, *, target): return [target] * len(samples)\n"
+        "def free(samples, **options): return [options['a']] * len(samples)\n"
+        "def nothing(): return []\n"
+        "async def later(samples): return []\n"
+        "class Plain:\n    def __init__(self, samples): pass\n"
+        "def one(samples): return samples[0].meta['absent']\n"
+    )
+    return tmp_path
+
+
+def test_a_plain_function_from_a_file_with_options(mine: Path) -> None:
+    samples = [Sample(Prompt("p", "p"), text="ab"), Sample(Prompt("p", "p")), Sample(Prompt("p", "p"), text="x" * 50)]
+    scores = score({"name": "mine.py:brevity", "scale": 0.5}, samples, mine)
+    assert scores.values[[0, 2], 0].tolist() == [1.0, 5.0] and scores.status[1, 0] == SKIPPED
+    assert score({"name": "mine.py:free", "a": 4}, samples, mine).values.tolist() == [[4.0]] * 3
+
+
+def test_the_function_entry_takes_a_path(mine: Path) -> None:
+    path = f"{mine}/mine.py:brevity"
+    reward = build("reward", {"name": "function", "function": path, "options": {"limit": 1}})
+    assert reward.score([Sample(Prompt("p", "p"), text="abc")]) == [1.0]
+    with pytest.raises((ValidationError, UserError), match=r"did you mean 'brevity'\?"):
+        build("reward", {"name": "function", "function": f"{mine}/mine.py:brevty"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"name": "mine.py:brevity", "limt": 3},
+            r"no option 'limt'; did you mean 'limit'\? \(accepted: limit, scale\)",
+        ),
+        ({"name": "mine.py:brevity", "samples": 3}, r"no option 'samples'"),
+        ({"name": "mine.py:free", "a": 1, "samples": 3}, r"no option 'samples'"),
+        ({"name": "mine.py:one", "a": 3}, r"accepted: none"),
+        ({"name": "mine.py:needs"}, "needs the option 'target'"),
+        ({"name": "mine.py:nothing"}, "takes no samples; expected a plain function"),
+        ({"name": "mine.py:later"}, "is async"),
+        ({"name": "mine.py:Plain"}, "is a class"),
+    ],
+)
+def test_functions_that_cannot_be_called_are_refused_at_config_time(
+    mine: Path, spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build("reward", spec, mine)
+
+
+def test_a_function_that_raises_names_its_own_line(mine: Path) -> None:
+    (message,) = score({"name": "mine.py:one"}, [Sample(Prompt("p7", "p"))], mine).messages
+    assert message == f"reward 'r' raised KeyError: 'absent' on sample 0 of prompt 'p7' ({mine}/mine.py:9)"

@@ -67,6 +67,6 @@ class DiffusionPolicy(DenoisingPolicy):
         t = (noise.uniform() * len(table)).long().clamp_max(len(table) - 1)
         eps, ab = noise.draw(), expand(table[t], x0)
         x = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
-        output = self._predict(x, t.float(), (self._conditioning(texts).rows(texts, self.device), None), 1.0)
+        output = self.predict(x, t.float(), (self._conditioning(texts).rows(texts, self.device), None), 1.0)
         target = eps if self.prediction == "epsilon" else ab.sqrt() * eps - (1 - ab).sqrt() * x0
         return rows_mean((output - target) ** 2)

@@ -112,7 +112,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: DenoisingPlan) -> str:
     )
 
 
-def _solver(policy: DenoisingPolicy, plan: DenoisingPlan) -> tuple[list[str], str, str]:
+def _solver(policy: Any, plan: DenoisingPlan) -> tuple[list[str], str, str]:
     """Extra imports, extra lines and notes that make the plain pipeline take Euler (ODE) steps on the plan's schedule."""
     scheduler = policy.adapter.pipe.scheduler
     name, config = type(scheduler).__name__, scheduler.config

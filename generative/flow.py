@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel
@@ -48,12 +48,13 @@ class FlowPolicy(DenoisingPolicy):
         x_next: Tensor | None = None,
     ) -> Transition:
         sigma = schedule.sigmas[steps]
+        kind: Any = plan.sampler.kind if stochastic else "ode"
         return flow_transition(
             self.velocity(output, x, sigma),
             x,
             sigma,
             schedule.sigmas[steps + 1],
-            kind=plan.sampler.kind if stochastic else "ode",
+            kind=kind,
             level=plan.sampler.level,
             sigma_max=schedule.sigma_max,
             noise=noise,
@@ -78,7 +79,7 @@ class FlowPolicy(DenoisingPolicy):
         sigma = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
         eps, s = noise.draw(), expand(sigma, x0)
         x = (1 - s) * x0 + s * eps
-        output = self._predict(x, sigma * 1000, (self._conditioning(texts).rows(texts, self.device), None), 1.0)
+        output = self.predict(x, sigma * 1000, (self._conditioning(texts).rows(texts, self.device), None), 1.0)
         power = LOSS_POWER[spec.loss]
         if self.prediction == "sample":
             return rows_mean((output - x0) ** 2 / s.clamp_min(spec.min_sigma) ** power)

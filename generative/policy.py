@@ -21,6 +21,7 @@ from mmrl.errors import UserError
 from mmrl.generative import export
 from mmrl.generative.adapters.base import Adapter
 from mmrl.generative.conditioning import Conditioning, ConditioningCache, Tensors
+from mmrl.generative.denoise import denoise
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order, storage
 from mmrl.generative.plan import DenoisingPlan
@@ -78,7 +79,8 @@ class DenoisingPolicy(Component):
         """What a stage trains, in words."""
         if train.mode == "lora":
             return f"a LoRA of rank {train.rank} (alpha {train.alpha}) on the denoising network"
-        return " and ".join(train.parts or ("the denoising network",)) + ", all weights"
+        parts = " and ".join(train.parts or ("the denoising network",))
+        return f"{parts}, {', '.join(train.parameters)}" if train.parameters else f"{parts}, all weights"
 
     def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
         """Network passes per image; one with guidance counts as two."""
@@ -148,25 +150,32 @@ class DenoisingPolicy(Component):
         """
         if len(steps) != plan.num_steps:
             raise UserError(f"steps has {len(steps)} entries, but the plan has num_steps {plan.num_steps}")
+        steps = steps.cpu().bool()
         schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
         conditioning = self._conditioning(self._with_blank(texts, plan))
-        slot, parts = storage(steps), []
-        for at in range(0, len(draws), plan.micro_batch):
-            some = slice(at, at + plan.micro_batch)
-            parts.append(self._denoise(draws[some], texts[some], conditioning, plan, schedule, steps.cpu(), slot))
-        kept, log_prob, std, random, final = (torch.cat(values) for values in zip(*parts, strict=True))
+        parts = [
+            denoise(self, draws[at : at + plan.micro_batch], conditioning, plan, schedule, steps)
+            for at in range(0, len(draws), plan.micro_batch)
+        ]
+        final = torch.cat([part.final for part in parts])
         payload = Payload(
-            plan, schedule, texts, kept, slot, final, None if self.weights.trains_encoders else conditioning
+            plan=plan,
+            schedule=schedule,
+            texts=texts,
+            latents=torch.cat([part.kept for part in parts]),
+            slot=storage(steps),
+            final=final,
+            conditioning=None if self.weights.trains_encoders else conditioning,
         )
         return Rollout(
             draws=draws,
             samples=self._samples(draws, final, plan),
             group=torch.tensor([draw.group for draw in draws]),
-            log_prob=log_prob,
-            mask=random & steps.cpu(),
-            step_std=std,
+            log_prob=torch.cat([part.log_prob for part in parts]),
+            mask=torch.cat([part.random for part in parts]) & steps,
+            step_std=torch.cat([part.std for part in parts]),
             payload=payload,
-            stats={"nfe": self.passes(plan, 0, 0)["rollout"]},
+            stats={"nfe": sum(part.forwards for part in parts) / len(draws)},
         )
 
     @torch.no_grad()
@@ -177,45 +186,9 @@ class DenoisingPolicy(Component):
         plan = plan.model_copy(update={"start_noise": "separate"})
         samples: list[Sample] = []
         for at in range(0, len(draws), plan.micro_batch):
-            some = slice(at, at + plan.micro_batch)
-            final = self._denoise(draws[some], texts[some], conditioning, plan, schedule)[-1]
-            samples += self._samples(draws[some], final, plan)
+            some = draws[at : at + plan.micro_batch]
+            samples += self._samples(some, denoise(self, some, conditioning, plan, schedule).final, plan)
         return samples
-
-    def _denoise(
-        self,
-        draws: Sequence[Draw],
-        texts: Sequence[str],
-        conditioning: Conditioning,
-        plan: Any,
-        schedule: Any,
-        trained: Tensor | None = None,
-        slot: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Kept latents `(n, L, ...)`, log_prob, std and random `(n, S)` on the CPU, final latents `(n, ...)`.
-
-        Without `trained` every step is an ODE step and nothing is kept.
-        """
-        shape = self.adapter.latent_shape(*self.adapter.size(plan.height, plan.width))
-        own = Noise([draw.seed for draw in draws], shape, self.device)
-        shared = plan.start_noise == "shared"
-        start = Noise([draw.group_seed for draw in draws], shape, self.device) if shared else own
-        x = start.draw(self.adapter.dtype)
-        slots = [-1] * (plan.num_steps + 1) if slot is None else slot.tolist()
-        cond, kept, found = self._rows(conditioning, texts, plan), [x] if slots[0] >= 0 else [], []
-        for k in range(plan.num_steps):
-            chosen = trained is not None and (plan.stochastic == "all" or bool(trained[k]))
-            stochastic = chosen and plan.sampler.kind != "ode"
-            steps = torch.full((len(draws),), k)
-            output = self._predict(x, schedule.timesteps[steps], cond, plan.guidance_scale)
-            noise = own.draw() if stochastic else None
-            step = self.transition(output, x, schedule, steps, plan, stochastic=stochastic, noise=noise)
-            x = step.x_next
-            if slots[k + 1] >= 0:
-                kept.append(x)
-            found.append((step.log_prob.cpu(), step.std.flatten().cpu(), step.random.cpu()))
-        log_prob, std, random = (torch.stack(values, 1) for values in zip(*found, strict=True))
-        return torch.stack(kept, 1) if kept else x[:, None][:, :0], log_prob, std, random, x
 
     def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
         self._last_plan = plan
@@ -252,8 +225,9 @@ class DenoisingPolicy(Component):
         """Exact KL of two replays of one chunk, `(n, 1)`; `norm` is s2 (exact), g2 (times D) or v (velocities)."""
         if norm not in ("s2", "g2", "v"):
             raise UserError(f"unknown KL norm '{norm}' for a denoising policy; it has: s2, g2, v")
+        chosen: Any = norm
         try:
-            return kl_divergence(p.dist, q.dist, norm)[:, None]
+            return kl_divergence(p.dist, q.dist, chosen)[:, None]
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -266,14 +240,14 @@ class DenoisingPolicy(Component):
         if conditioning is None or not set(needed) <= set(conditioning.index):
             # the cache holds the policy's encoders only; a reference with encoders of its own bypasses it
             conditioning = self.encode_fresh(needed) if reference else self._conditioning(needed)
-        cond = self._rows(conditioning, texts, payload.plan)
-        output = self._predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
+        cond = self.rows(conditioning, texts, payload.plan)
+        output = self.predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
         step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
         return StepOutput(step.log_prob[:, None], dist=step)
 
     # -- the network and what it is told
 
-    def _predict(self, x: Tensor, timestep: Tensor, cond: tuple[Tensors, Tensors | None], scale: float) -> Tensor:
+    def predict(self, x: Tensor, timestep: Tensor, cond: tuple[Tensors, Tensors | None], scale: float) -> Tensor:
         """The guided network output, float32. Guidance is one doubled batch, [unconditional, conditional], of which the
         unconditional half is detached: the gradient is `scale` times that of the conditional output."""
         with_text, blank = cond
@@ -302,7 +276,8 @@ class DenoisingPolicy(Component):
         with self._autocast():
             return self.cache.fresh(texts)
 
-    def _rows(self, conditioning: Conditioning, texts: Sequence[str], plan: Any) -> tuple[Tensors, Tensors | None]:
+    def rows(self, conditioning: Conditioning, texts: Sequence[str], plan: Any) -> tuple[Tensors, Tensors | None]:
+        """What the network is told for `texts`, one row each: conditional, and unconditional where the plan guides."""
         blank = conditioning.rows([""] * len(texts), self.device) if plan.guidance_scale > 1 else None
         return conditioning.rows(texts, self.device), blank
 

@@ -17,6 +17,8 @@ class TrainSpec(BaseModel):
     mode: Literal["full", "lora"] = "full"
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
     """Full: what is trained; default: the denoising network alone."""
+    parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Full: only parameters whose name fits one of these patterns (`transformer_blocks.1.attn.*`); default: all of them."""
     rank: PositiveInt = 32
     alpha: PositiveInt = 64
     targets: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -40,7 +42,7 @@ class TrainSpec(BaseModel):
         if isinstance(value, dict):
             if value.get("mode", "full") == "full":
                 for key in ("rank", "alpha", "targets"):
-                    if value.get(key) is not None:
+                    if value.get(key, cls.model_fields[key].default) != cls.model_fields[key].default:
                         raise ValueError(f"{key} belongs to mode: lora, but mode is full")
             elif value.get("parts") is not None:
                 raise ValueError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -35,12 +37,15 @@ class Weights:
         if spec.mode == "lora":
             targets = spec.targets or self.adapter.lora_targets
             lora.check_targets(self.adapter.network, [t for t in targets if not self.is_lora])
+        chosen = self._chosen(spec, parts) if spec.mode == "full" else set()
         self._end_stage()
         if spec.mode == "lora":
             lora.add(self.adapter.network, spec.rank, spec.alpha, targets, spec.seed)
         else:
             for name in parts:
-                self._to_float32(self.adapter.modules[name].requires_grad_(True))
+                self._to_float32(self.adapter.modules[name])
+                for key, parameter in self.adapter.modules[name].named_parameters():
+                    parameter.requires_grad_(f"{name}.{key}" in chosen)
         if reference and spec.mode == "full":
             self.reference = {name: copy.deepcopy(self.adapter.modules[name]).requires_grad_(False) for name in parts}
         self.spec, self.parts, self.has_reference = spec, parts, reference or spec.mode == "lora"
@@ -129,6 +134,22 @@ class Weights:
             else:
                 raise UserError(f"train.parts: this model has no '{part}'; valid: {network}, text_encoders")
         return tuple(parts)
+
+    def _chosen(self, spec: TrainSpec, parts: tuple[str, ...]) -> set[str]:
+        """Full names of what `spec.parameters` selects. Raises UserError for a pattern that fits nothing."""
+        base = {part: module.named_parameters() for part, module in self.adapter.modules.items() if part in parts}
+        names = [(part, name.replace(".base_layer.", ".")) for part, found in base.items() for name, _ in found]
+        names = [(part, name) for part, name in names if "lora_" not in name]
+        if spec.parameters is None:
+            return {f"{part}.{name}" for part, name in names}
+        chosen: set[str] = set()
+        for pattern in spec.parameters:
+            fits = {f"{part}.{name}" for part, name in names if fnmatchcase(name, pattern)}
+            if not fits:
+                near = difflib.get_close_matches(pattern, [name for _, name in names], n=3, cutoff=0.3)
+                raise UserError(f"train.parameters: '{pattern}' fits no parameter of {', '.join(parts)}; near: {near}")
+            chosen |= fits
+        return chosen
 
     def _end_stage(self) -> None:
         if self.is_lora:

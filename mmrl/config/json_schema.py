@@ -23,18 +23,25 @@ PLACES = {
 """Key of the schema -> kind of component that stands there."""
 
 
+BLOCKS = {"rollout": "plan_type", "sampling": "plan_type", "train": "train_type"}
+"""Key of the schema -> the policy's type that validates the block standing there."""
+
+
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12 schema; names outside the table (your own classes) pass with any options."""
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mmrl config"
     definitions = schema["$defs"]
+    sections = list(definitions)
     for kind in sorted(set(PLACES.values())):
         definitions[f"component_{kind}"] = _component(kind, definitions)
-    for definition in (schema, *(definitions[name] for name in list(definitions) if not name.startswith("component_"))):
+    for definition in (schema, *(definitions[name] for name in sections)):
         for key, node in definition.get("properties", {}).items():
             if key in PLACES:
                 _replace(node, f"#/$defs/component_{PLACES[key]}")
+            elif key in BLOCKS:
+                definition["properties"][key] = _block(BLOCKS[key], definitions)
     schema["properties"]["extends"] = {
         "description": "Base config(s) by path or shipped name; this file's values replace theirs.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -62,6 +69,18 @@ def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
         "description": f"Your own {kind}: package.module:Name or path/to/file.py:Name",
     }
     return {"anyOf": [*options, own]}
+
+
+def _block(attribute: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Any of the types that the built-in policies have for a block."""
+    types = {getattr(components.resolve("policy", name), attribute) for name in components.table("policy")}
+    options = []
+    for found in sorted(types, key=lambda t: t.__name__):
+        one = found.model_json_schema(ref_template=f"#/$defs/{found.__name__}_{{model}}")
+        for inner, definition in one.pop("$defs", {}).items():
+            definitions[f"{found.__name__}_{inner}"] = definition
+        options.append(one)
+    return {"anyOf": options}
 
 
 def _replace(node: dict[str, Any], target: str) -> None:

@@ -13,6 +13,11 @@ from mmrl.components import Component
 class Selection(Component):
     """Base of the kind `selection`."""
 
+    @property
+    def size(self) -> int | None:
+        """Most samples kept of one group, None when all may be."""
+        return None
+
     def validate_for(self, group_size: int) -> None:
         """Raise ValueError naming the valid settings when this does not fit groups of `group_size`."""
 
@@ -55,6 +60,10 @@ class BestOfN(Selection):
     """The best and the worst `keep / 2` samples of every group (DanceGRPO)."""
 
     keep: int = Field(ge=2, multiple_of=2)
+
+    @property
+    def size(self) -> int | None:
+        return self.keep
 
     def validate_for(self, group_size: int) -> None:
         if self.keep > group_size:

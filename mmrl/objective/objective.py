@@ -58,6 +58,11 @@ class Objective:
         """Extra replays `(view, model)` that the terms read, each once."""
         return tuple(dict.fromkeys(need for term in self.terms for need in term.needs))
 
+    @property
+    def selection_size(self) -> int | None:
+        """Most samples trained of one group, None when all may be."""
+        return self.selection.size
+
     def plan_steps(self, num_steps: int, iteration: int, seed: int) -> Tensor:
         """Steps that this iteration may train, `(S,)` bool; the same on all ranks."""
         return self.select.before_rollout(num_steps, iteration, seed)

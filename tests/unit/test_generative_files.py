@@ -83,6 +83,19 @@ def test_lora_trains_nothing_but_its_own_weights() -> None:
     assert float(first.detach().std()) == pytest.approx(1 / 4, rel=0.3) and not second.any()
 
 
+def test_a_stage_may_train_a_few_parameters_by_pattern() -> None:
+    policy = tiny(LORA)
+    policy.prepare(TrainSpec(parameters=("transformer_blocks.1.attn.*", "proj_out.bias")), True)
+    names = list(policy.trainable())
+    assert all(
+        n.startswith("transformer.transformer_blocks.1.attn.") or n == "transformer.proj_out.bias" for n in names
+    )
+    assert len(names) > 8 and "transformer.proj_out.bias" in names
+    assert "model.transformer.proj_out.weight" in policy.frozen_state()
+    with pytest.raises(UserError, match=r"'transformer_blocks.7.*' fits no parameter of transformer; near"):
+        policy.prepare(TrainSpec(parameters=("transformer_blocks.7.*",)), False)
+
+
 @pytest.mark.parametrize("parts", [("unet",), ("transformer", "unet")])
 def test_a_part_that_the_model_lacks_is_named(parts: Any) -> None:
     with pytest.raises(UserError, match="no 'unet'; valid: transformer, text_encoders"):

@@ -116,6 +116,24 @@ def test_start_noise_is_shared_inside_a_group_only_when_asked() -> None:
         assert not torch.equal(start[0], start[2])
 
 
+def test_a_group_shares_its_steps_before_the_first_noise() -> None:
+    policy = policy_of("sd3")
+    plan = policy.plan_type(num_steps=6, stochastic="selected", start_noise="shared", guidance_scale=2.0)
+    steps = torch.tensor([False, False, True, False, True, False])
+    draws = draws_of(groups=2, members=3)
+    whole = policy.rollout(draws, plan, steps)
+    assert whole.stats["nfe"] == pytest.approx(2 * (2 * 2 + 4 * 6) / 6)
+    parts = [policy.rollout([draw], plan, steps) for draw in draws]
+    assert [part.stats["nfe"] for part in parts] == [12.0] * 6
+    torch.testing.assert_close(
+        torch.cat([part.payload.latents for part in parts]), whole.payload.latents, rtol=1e-4, atol=1e-5
+    )
+    assert whole.payload.latents.shape[:2] == (6, 4)
+    torch.testing.assert_close(torch.cat([part.log_prob for part in parts]), whole.log_prob, rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.cat([part.mask for part in parts]), whole.mask)
+    assert worst_ratio(policy, whole) < 1e-5
+
+
 def test_unselected_steps_follow_the_ode_and_are_not_kept() -> None:
     policy = policy_of("sd3")
     plan = policy.plan_type(num_steps=6, stochastic="selected")
@@ -146,7 +164,7 @@ def test_guidance_is_one_doubled_batch_whose_gradient_is_that_of_the_conditional
     policy = policy_of("sd3")
     plan = policy.plan_type(num_steps=2, guidance_scale=4.0)
     conditioning = policy._conditioning([*CAPTIONS, ""])
-    cond, blank = policy._rows(conditioning, CAPTIONS, plan)
+    cond, blank = policy.rows(conditioning, CAPTIONS, plan)
     x, t = torch.randn(3, 3, 24, 24), torch.tensor([900.0, 500.0, 100.0])
     parameters = list(policy.trainable().values())
 
@@ -155,8 +173,8 @@ def test_guidance_is_one_doubled_batch_whose_gradient_is_that_of_the_conditional
         found = torch.autograd.grad((output * direction).sum(), parameters, allow_unused=True)
         return torch.cat([g.flatten() for g in found if g is not None])
 
-    guided = policy._predict(x, t, (cond, blank), 4.0)
-    with_text, without = (policy._predict(x, t, (c, None), 1.0) for c in (cond, blank))  # type: ignore[arg-type]
+    guided = policy.predict(x, t, (cond, blank), 4.0)
+    with_text, without = (policy.predict(x, t, (c, None), 1.0) for c in (cond, blank))  # type: ignore[arg-type]
     torch.testing.assert_close(guided, without + 4.0 * (with_text - without), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(with_text, without, atol=1e-4)
     torch.testing.assert_close(gradient(guided), 4.0 * gradient(with_text), rtol=1e-3, atol=1e-3)

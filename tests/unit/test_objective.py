@@ -84,6 +84,7 @@ def test_advantages_are_shaped_and_samples_selected() -> None:
     advantage = objective.advantages(scored)
     assert advantage.tolist() == [-0.5, 0.5, 0, 0]
     assert objective.selected(advantage, scored).tolist() == [True, True, False, False]
+    assert objective.selection_size == 2 and Objective(DrAdvantage()).selection_size is None
 
 
 def test_train_mask_is_drawn_planned_chosen_and_kept() -> None:

@@ -96,11 +96,6 @@ def test_a_step_that_cannot_be_filled_is_refused_with_valid_settings() -> None:
         GroupSampler([*prompts(2), Prompt(id="p0", text="other")], 1, 1)
 
 
-def test_no_process_is_left_without_work() -> None:
-    with pytest.raises(UserError, match="a step of 4 groups cannot be shared by 5 processes"):
-        shard(sampler().draws(0), 0, 5)
-
-
 def test_seeds_are_pinned() -> None:
     """A change here changes every run: it must be meant."""
     assert derive_seed("sample", 0, "rl", 0, 0, 0) == 7971945138603792011

@@ -83,7 +83,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: DenoisingPlan) -> str:
     adapter = policy.adapter
     height, width = adapter.size(plan.height, plan.width)
     dtype = str(adapter.dtype)
-    load = f'pipe = {adapter.pipeline}.from_pretrained("PATH", torch_dtype={dtype})'
+    load = f'pipe = {adapter.pipeline}.from_pretrained("PATH", dtype={dtype})'
     if to == "peft":
         load = load.replace("PATH", "the base model") + '\npipe.load_lora_weights("this folder")'
     else:

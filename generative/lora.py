@@ -18,7 +18,9 @@ ADAPTER = "mmrl"
 
 def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
     """Raises UserError when a target matches no linear or convolution layer, naming it and the nearest module names."""
-    names = [n for n, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
+    layers = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    found = [name for name, module in network.named_modules() if isinstance(module, layers) and "lora_" not in name]
+    names = [name.removesuffix(".base_layer") for name in found]
     for target in targets:
         if any(name == target or name.endswith(f".{target}") for name in names):
             continue
@@ -29,10 +31,12 @@ def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
 
 
 def add(network: Any, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
-    """Add a LoRA (gaussian A, zero B, no dropout; float32) so that only it is trainable. The weights depend on `seed`."""
+    """Add a LoRA (gaussian A, zero B, no dropout; float32) so that only it is trainable. The weights depend on `seed`.
+
+    `targets` have passed `check_targets`.
+    """
     from peft import LoraConfig
 
-    check_targets(network, targets)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian", lora_dropout=0.0
     )

@@ -32,7 +32,6 @@ def tiny_sd3(
     `patch`. SD3 reads the last but one layer of its CLIPs, so `clip_layers` is at least 2.
     """
     from diffusers import DPMSolverMultistepScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-    from transformers import T5Config, T5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,21 +50,7 @@ def tiny_sd3(
             qk_norm="rms_norm",
         )
         clips = [_clip(clip_width, clip_layers, projection=True) for _ in range(2)]
-        t5 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(PHRASES),
-                d_model=t5_width,
-                d_kv=32,
-                d_ff=t5_width,
-                num_layers=1,
-                num_heads=2,
-                dropout_rate=0.0,
-                relative_attention_num_buckets=8,
-                relative_attention_max_distance=8,
-                pad_token_id=0,
-                eos_token_id=1,
-            )
-        )
+        t5 = _t5(t5_width)
         vae = identity_vae(size)
     return StableDiffusion3Pipeline(
         transformer=transformer.eval(),
@@ -80,7 +65,7 @@ def tiny_sd3(
         vae=vae,
         text_encoder=clips[0],
         text_encoder_2=clips[1],
-        text_encoder_3=t5.eval(),
+        text_encoder_3=t5,
         tokenizer=word_tokenizer(),
         tokenizer_2=word_tokenizer(),
         tokenizer_3=phrase_tokenizer(),
@@ -159,3 +144,22 @@ def _clip(width: int, layers: int, projection: bool) -> nn.Module:
         eos_token_id=1,
     )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def _t5(width: int) -> nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(PHRASES),
+        d_model=width,
+        d_kv=32,
+        d_ff=width,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return T5EncoderModel(config).eval()

@@ -39,13 +39,11 @@ class TrainSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _mode_fits(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get("mode", "full") == "full":
-                for key in ("rank", "alpha", "targets"):
-                    if value.get(key, cls.model_fields[key].default) != cls.model_fields[key].default:
-                        raise ValueError(f"{key} belongs to mode: lora, but mode is full")
-            elif value.get("parts") is not None:
-                raise ValueError(
-                    "parts belongs to mode: full; a LoRA goes on the denoising network (choose its targets)"
-                )
+        if not isinstance(value, dict):
+            return value
+        full = value.get("mode", "full") == "full"
+        for key in ("rank", "alpha", "targets", "seed") if full else ("parts", "parameters"):
+            if value.get(key) not in (None, cls.model_fields[key].default):
+                other = "lora" if full else "full"
+                raise ValueError(f"{key} belongs to mode: {other}, but mode is {'full' if full else 'lora'}")
         return value

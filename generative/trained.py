@@ -36,7 +36,7 @@ class Weights:
         parts = self._parts(spec)
         if spec.mode == "lora":
             targets = spec.targets or self.adapter.lora_targets
-            lora.check_targets(self.adapter.network, [t for t in targets if not self.is_lora])
+            lora.check_targets(self.adapter.network, targets)
         chosen = self._chosen(spec, parts) if spec.mode == "full" else set()
         self._end_stage()
         if spec.mode == "lora":

@@ -68,7 +68,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
-    passes = resolved.policy.passes(stage.plan, trained_steps(stage, resolved), len(stage.objective.needs))
+    passes = resolved.policy.passes(stage.plan, trained_steps(stage, resolved), 1 + len(stage.objective.needs))
     return "forward passes per image: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
 
 

@@ -44,9 +44,14 @@ class Optimization:
         self.section, self.ema_section = section, ema
         self.total_steps, self.group = total_steps, group
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=section.lr, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+            self.parameters,
+            lr=section.lr,
+            betas=section.betas,
+            eps=section.eps,
+            weight_decay=section.weight_decay,
+            fused=True,
         )
-        self.ema = EMAModel(self.parameters, decay=ema.decay) if ema is not None else None
+        self.ema = EMAModel(self.parameters, decay=ema.decay, foreach=True) if ema is not None else None
         self.steps = 0
         self.skipped = 0
 

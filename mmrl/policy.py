@@ -51,8 +51,9 @@ class Policy(Protocol):
         """What a stage with this `train` block trains, in words."""
         ...
 
-    def passes(self, plan: Any, trained: int, references: int) -> dict[str, float]:
-        """Forward passes of the network per sample by phase, for `trained` steps and `references` extra replays."""
+    def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
+        """Forward passes of the network per sample by phase, each of the `trained` steps being replayed `replays` times
+        (once with gradient, the others for the terms of the objective)."""
         ...
 
     def load(self, device: torch.device) -> None:

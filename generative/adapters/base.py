@@ -53,7 +53,7 @@ class Adapter:
                 pipe = kind.from_pretrained(
                     path,
                     revision=revision,
-                    torch_dtype=dtypes,
+                    dtype=dtypes,
                     use_safetensors=True,
                     trust_remote_code=False,
                     **options,

@@ -35,13 +35,14 @@ class Change:
     def shown_difference(self) -> str:
         if math.isnan(self.difference):
             return "–"
-        return f"{100 * self.difference:+.1f} points" if self.unit else f"{self.difference:+.3g}"
+        shown = f"{100 * self.difference:+.1f} points" if self.unit else f"{self.difference:+.3g}"
+        return shown.replace("-", "−")
 
     def shown(self, value: float) -> str:
         """A level: per cent for a reward in [0, 1], else the number."""
         if math.isnan(value):
             return "not scored"
-        return f"{100 * value:.1f} %" if self.unit else f"{value:.4g}"
+        return f"{100 * value:.1f} %" if self.unit else f"{value:.4g}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _stage_change(data: RunData, stage: Stage) -> StageChange | None:
         for name in sorted(names, key=lambda name: (name not in untrained, names.index(name)))
     ]
     finished = stage.planned is not None and last["step"] >= stage.planned
-    until = "after" if finished else f"at step {last['step']}"
+    until = "after it" if finished else f"at its step {last['step']}"
     samples = mapping(data.summary, "stages", stage.name, "after").get("samples")
     return StageChange(stage.name, until, samples if isinstance(samples, int) else None, found) if found else None
 

@@ -63,8 +63,9 @@ def plain(pipe: Any, **options: Any) -> np.ndarray:
     return (made.images[0] * 255).round().astype(np.uint8)
 
 
-def test_an_unmatched_lora_target_is_named_with_its_neighbours() -> None:
-    policy = tiny()
+@pytest.mark.parametrize("before", [TrainSpec(), LORA])
+def test_an_unmatched_lora_target_is_named_with_its_neighbours(before: TrainSpec) -> None:
+    policy = tiny(before)
     spec = TrainSpec(mode="lora", targets=("attn.to_q", "attn.to_qq"))
     with pytest.raises(
         UserError, match=r"'attn.to_qq' matches no layer of SD3Transformer2DModel; near names: .*attn.to_q"

@@ -58,6 +58,15 @@ def test_noise_levels_have_the_published_defaults() -> None:
     assert FlowPlan.model_validate(FlowPlan(guidance_scale=2).model_dump()) == FlowPlan(guidance_scale=2)
 
 
+@pytest.mark.parametrize("given", [{}, {"mode": "lora", "rank": 4}, {"parts": ["transformer"]}])
+def test_what_is_written_out_with_every_default_is_read_again(given: dict[str, Any]) -> None:
+    spec = TrainSpec.model_validate(given)
+    assert TrainSpec.model_validate(spec.model_dump(mode="json")) == spec
+    for kind in ("flow_sde", "cps", "ode"):
+        plan = FlowPlan.model_validate({"sampler": {"kind": kind}})
+        assert FlowPlan.model_validate(plan.model_dump(mode="json")) == plan
+
+
 def objective(needs_log_prob: bool = True, norm: str | None = None, view: str = "original") -> Any:
     terms = (SimpleNamespace(norm=norm),) if norm else ()
     return SimpleNamespace(needs_log_prob=needs_log_prob, needs=((view, "reference"),) if norm else (), terms=terms)

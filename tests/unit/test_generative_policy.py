@@ -242,6 +242,25 @@ def test_generate_makes_the_pictures_of_the_plain_pipeline(kind: str, guidance: 
         assert np.abs(found[i].astype(int) - (plain.permute(1, 2, 0) * 255).round().numpy()).max() <= 1
 
 
+def test_scaled_latents_are_decoded_as_the_plain_pipeline_does_and_encoded_back() -> None:
+    policy = policy_of("sd3")
+    policy.adapter.vae.register_to_config(scaling_factor=1.5305, shift_factor=0.0609)
+    plan = policy.plan_type(num_steps=3)
+    found = policy.generate(draws_of()[:1], plan)[0].images[0]
+    made = policy.adapter.pipe(
+        CAPTIONS[0],
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        generator=torch.Generator("cpu").manual_seed(1000),
+        output_type="np",
+        **policy.adapter.call_options(),
+    ).images[0]
+    assert np.abs(found.astype(int) - (made * 255).round()).max() <= 1
+    latents = policy.adapter.encode_images([found])
+    assert np.array_equal(policy.adapter.decode(latents)[0], found)
+    assert float(latents.mean()) == pytest.approx((float(found.mean()) / 127.5 - 1 - 0.0609) * 1.5305, abs=1e-3)
+
+
 @pytest.mark.parametrize("spec", [TrainSpec(caption_dropout=0.5), TrainSpec(loss="sample", noise="logit_normal")])
 @pytest.mark.parametrize("kind", ["sd3", "sd15"])
 def test_the_supervised_loss_of_an_example_is_its_own(kind: str, spec: TrainSpec) -> None:

@@ -146,6 +146,17 @@ def test_scenes_are_plain_data_and_checked() -> None:
         Scene((Item("red", "circle", 0), Item("red", "square", 0)))
 
 
+def test_related_objects_share_a_row_or_a_column() -> None:
+    rng = np.random.default_rng(0)
+    for caption, line in (
+        ("a red circle left of a blue square", lambda cell: cell // 3),
+        ("a red circle above a blue square", lambda cell: cell % 3),
+    ):
+        scenes = [sample_scene(parse(caption), rng) for _ in range(50)]
+        assert all(line(scene.items[0].cell) == line(scene.items[1].cell) for scene in scenes)
+        assert len({scene.items[0].cell for scene in scenes}) > 3
+
+
 def test_sheet_shows_every_picture() -> None:
     images, _ = pictures(7, each=1)
     assert sheet(images[:5], columns=3, zoom=2, gap=1).size == (3 * 49 + 1, 2 * 49 + 1)

@@ -1,0 +1,147 @@
+"""The pictures of a report: before and after by prompt, and over time."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from mmrl.report.data import RunData, Sheet, Shot
+from mmrl.report.grid import Verdict, verdict
+
+PIXELATED = 64
+"""Images up to this side are embedded as they are and enlarged by the browser without smoothing."""
+PAIR_SIDE, STRIP_SIDE, WHOLE_SIDE = 256, 128, 1200
+STRIP_ROWS, STRIP_COLUMNS = 6, 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the page shows it. `source` is a data URI; `text` where there is no image."""
+
+    source: str | None
+    pixelated: bool
+    text: str | None
+    verdict: Verdict
+    rewards: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A stage's first and last pictures: `pairs` of (prompt, before, after), or whole sheets. None = not there."""
+
+    stage: str
+    before: str
+    after: str
+    pairs: list[tuple[str, Seen | None, Seen | None]]
+    wholes: list[tuple[str, str]]
+    right: tuple[int, int] | None
+    """How many were right before and after, where a reward decides for all of them."""
+    decided_by: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures of the same prompts over time: `columns` are labels, `rows` are (prompt, one picture per column)."""
+
+    stage: str
+    columns: list[str]
+    rows: list[tuple[str, list[Seen | None]]]
+    prompts: int
+
+
+def comparisons(data: RunData) -> list[Comparison]:
+    """One per stage that left pictures."""
+    return [_comparison(name, sheets) for name, sheets in _by_stage(data).items()]
+
+
+def strips(data: RunData) -> list[Strip]:
+    """One per stage with pictures from its middle: evenly chosen columns, the first and the last among them."""
+    found = []
+    for name, sheets in _by_stage(data).items():
+        if len(sheets) < 3 or not any(shot.image for sheet in sheets for shot in sheet.shots):
+            continue
+        last = len(sheets) - 1
+        count = min(STRIP_COLUMNS, len(sheets))
+        chosen = [sheets[round(index * last / (count - 1))] for index in range(count)]
+        prompts = [shot.prompt for shot in sheets[0].shots]
+        rows = [
+            (prompt, [_seen(_find(sheet, index, prompt), STRIP_SIDE) for sheet in chosen])
+            for index, prompt in enumerate(prompts[:STRIP_ROWS])
+        ]
+        found.append(Strip(name, [_label(sheet, sheets[0]) for sheet in chosen], rows, len(prompts)))
+    return found
+
+
+def _by_stage(data: RunData) -> dict[str, list[Sheet]]:
+    stages: dict[str, list[Sheet]] = {}
+    order = ("before", "during", "after")
+    for sheet in sorted(data.sheets, key=lambda sheet: (sheet.total, order.index(sheet.when))):
+        if sheet.shots:
+            stages.setdefault(sheet.stage, []).append(sheet)
+    return stages
+
+
+def _comparison(stage: str, sheets: list[Sheet]) -> Comparison:
+    first = sheets[0] if sheets[0].when != "after" else None
+    last = sheets[-1] if len(sheets) > 1 or first is None else None
+    wholes = [
+        (_label(sheet, sheets[0]), _encode(sheet.whole, WHOLE_SIDE)[0])
+        for sheet in (first, last)
+        if sheet is not None and sheet.whole is not None
+    ]
+    prompts = [shot.prompt for sheet in (last or first,) if sheet for shot in sheet.shots]
+    pairs = [
+        (prompt, _seen(_find(first, index, prompt), PAIR_SIDE), _seen(_find(last, index, prompt), PAIR_SIDE))
+        for index, prompt in enumerate(prompts)
+    ]
+    decided = [
+        (a.verdict, b.verdict) for _, a, b in pairs if a and b and "open" not in (a.verdict.state, b.verdict.state)
+    ]
+    right = (sum(a.state == "right" for a, _ in decided), sum(b.state == "right" for _, b in decided))
+    names = {shown.label.split(" ")[0] for pair in decided for shown in pair}
+    whole = len(decided) == len(pairs) and len(names) == 1
+    return Comparison(
+        stage=stage,
+        before=_label(first, sheets[0]) if first else "",
+        after=_label(last, sheets[0]) if last else "",
+        pairs=[] if wholes else pairs,
+        wholes=wholes,
+        right=right if whole else None,
+        decided_by=names.pop() if whole else "",
+    )
+
+
+def _label(sheet: Sheet, first: Sheet) -> str:
+    return sheet.when if sheet.when != "during" else f"step {sheet.total - first.total}"
+
+
+def _find(sheet: Sheet | None, index: int, prompt: str) -> Shot | None:
+    """The shot at `index`, if it is of this prompt."""
+    if sheet is None or index >= len(sheet.shots) or sheet.shots[index].prompt != prompt:
+        return None
+    return sheet.shots[index]
+
+
+def _seen(shot: Shot | None, most: int) -> Seen | None:
+    if shot is None:
+        return None
+    source, pixelated = _encode(shot.image, most) if shot.image is not None else (None, False)
+    rewards = ", ".join(f"{k} {'not scored' if v is None else f'{v:.3g}'}" for k, v in shot.rewards.items())
+    return Seen(source, pixelated, shot.text, verdict(shot.rewards), rewards)
+
+
+def _encode(image: Image.Image, most: int) -> tuple[str, bool]:
+    """A data URI of `image`, at most `most` pixels wide and high, and whether it is small enough to show its pixels."""
+    buffer = io.BytesIO()
+    small = max(image.size) <= PIXELATED
+    if small:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image = image.copy()
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
+        image.save(buffer, format="JPEG", quality=88)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", small

@@ -16,7 +16,7 @@ from mmrl.rollout import Prompt
 
 
 class Columns(BaseModel):
-    """Which key (or column) of a row holds what. Keys that are named here must be there; the defaults may be absent."""
+    """Which key (or column) of a row holds what. `text` and every key that is not the default must be there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,8 +31,10 @@ class Columns(BaseModel):
 
     def check(self, present: Collection[str], where: str) -> None:
         """Raises UserError with the nearest name if a key is missing."""
-        for column in ("text", *sorted(self.model_fields_set - {"text"})):
+        for column, field in type(self).model_fields.items():
             named = getattr(self, column)
+            if named == field.default and column != "text":
+                continue
             for key in (named,) if isinstance(named, str) else named:
                 if key not in present:
                     near = difflib.get_close_matches(key, present, n=1)

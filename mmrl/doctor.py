@@ -202,7 +202,7 @@ def _attention() -> list[Check]:
     query = torch.ones(1, 2, 16, 64, device=device, dtype=dtype)
     works = []
     for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
-        backend = getattr(SDPBackend, name, None)
+        backend: Any = getattr(SDPBackend, name, None)
         try:
             with sdpa_kernel([backend]):
                 torch.nn.functional.scaled_dot_product_attention(query, query, query)
@@ -211,7 +211,7 @@ def _attention() -> list[Check]:
             continue
     state: State = "ok" if works else "problem"
     checks = [Check("attention", "sdpa", state, f"on {device}: {', '.join(works) or 'nothing works'}")]
-    return checks + [_optional("attention", name, module, f"pip install {name}") for module, name in KERNELS.items()]
+    return checks + [_optional("attention", name, module, _advice(name)) for module, name in KERNELS.items()]
 
 
 def _video() -> list[Check]:
@@ -227,7 +227,7 @@ def _extras() -> list[Check]:
     """One line per extra, and one for tensorboard, which is a tracker without an extra."""
     checks = []
     for extra, wanted in needs().items():
-        if extra in ("", "dev"):
+        if extra in ("", "dev", *KERNELS.values()):
             continue
         missing = [need.name for need in wanted if need.version is None]
         old = [f"{need.name} {need.version} ({need.specifier})" for need in wanted if not need.new_enough]
@@ -303,17 +303,17 @@ def installed(name: str) -> str | None:
         return None
 
 
+MARK = "mmrl-probe "
 PROGRAM = """
 import importlib, json, sys
 for name in sys.argv[1:]:
-    print("\\nTRY", name, flush=True)
     try:
         importlib.import_module(name)
         line = ""
     except BaseException as error:
         line = (str(error).strip().splitlines() or [""])[0]
         line = type(error).__name__ + (": " + line if line else "")
-    print("\\nEND", json.dumps([name, line]), flush=True)
+    print("\\nmmrl-probe", json.dumps([name, line]), flush=True)
 """
 
 
@@ -331,8 +331,8 @@ def probe(modules: Sequence[str]) -> dict[str, Probe]:
         except subprocess.TimeoutExpired as late:
             output, end = late.stdout or b"", f"its import took more than {IMPORT_SECONDS} seconds"
         for line in output.decode(errors="replace").splitlines():
-            if line.startswith("END "):
-                name, error = json.loads(line[4:])
+            if line.startswith(MARK):
+                name, error = json.loads(line.removeprefix(MARK))
                 results[name] = Probe(not error, error)
         left = [name for name in left if name not in results]
         if left:

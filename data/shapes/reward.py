@@ -34,7 +34,7 @@ class ShapeReward(Reward):
 
     @model_validator(mode="after")
     def _tolerance_is_used(self) -> ShapeReward:
-        if self.mode in ("strict", "clean") and "tolerance" in self.model_fields_set:
+        if self.mode in ("strict", "clean") and self.tolerance != TOLERANCE:
             raise ValueError(f"mode '{self.mode}' has no tolerance to set; remove it or use dense or exact")
         return self
 

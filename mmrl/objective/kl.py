@@ -55,7 +55,7 @@ class KL(Term):
 
     @model_validator(mode="after")
     def _norm_is_read(self) -> KL:
-        if self.estimator != "exact" and "norm" in self.model_fields_set:
+        if self.estimator != "exact" and self.norm != "s2":
             raise ValueError(f"norm is read by estimator exact only, not by {self.estimator}")
         return self
 

@@ -42,7 +42,8 @@ class WindowSteps(StepSelector):
 
     @model_validator(mode="after")
     def _options_are_read(self) -> WindowSteps:
-        unread = self.model_fields_set - READS[self.schedule] - {"size", "schedule", "range"}
+        written = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        unread = written - READS[self.schedule] - {"size", "schedule", "range"}
         if unread:
             raise ValueError(f"schedule {self.schedule} does not read {', '.join(sorted(unread))}")
         return self

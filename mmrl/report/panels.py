@@ -150,7 +150,8 @@ def _rewards(lines: list[dict[str, Any]], keys: list[str], unit: Callable[[str],
 
 
 def _evaluations(stage: Stage, held_out: set[str], unit: Callable[[str], bool]) -> list[Panel]:
-    near, far = [], []
+    near: list[Curve] = []
+    far: list[Curve] = []
     for name in reward_names(stage):
         curve = _curve(stage.evaluations, f"eval/{name}", name)
         label = f"{name} (never trained on)" if name in held_out else name

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ MARKS = 60
 SMOOTH_FROM = 20
 """Fewer points than this are drawn as they are."""
 LOG_RANGE = 30.0
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 8,

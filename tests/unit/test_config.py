@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from mmrl.config import load
 from mmrl.config.dump import differences, dump, flatten
@@ -205,8 +206,6 @@ def test_a_group_of_one_is_refused(config: Path) -> None:
 
 
 def test_dumped_config_loads_to_the_same_values(config: Path, tmp_path: Path) -> None:
-    from ruamel.yaml import YAML
-
     settings = dump(load(str(config)))
     again = tmp_path / "again.yaml"
     with again.open("w") as file:
@@ -217,10 +216,13 @@ def test_dumped_config_loads_to_the_same_values(config: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", list(shipped()))
-def test_every_shipped_config_resolves(name: str) -> None:
+def test_every_shipped_config_resolves_and_its_dump_loads_again(name: str, tmp_path: Path) -> None:
     resolved = load(name)
     assert resolved.source.name == name
-    assert read(name).name == name
+    again = tmp_path / "config.yaml"
+    with again.open("w") as file:
+        YAML().dump(dump(resolved), file)
+    assert dump(load(str(again))) == dump(resolved)
 
 
 def test_schema_knows_sections_and_components() -> None:

@@ -64,7 +64,7 @@ def test_probe_survives_errors_exits_and_crashes(tmp_path: Path, monkeypatch: py
     (tmp_path / "raises_it.py").write_text("raise RuntimeError('first\\nsecond')")
     (tmp_path / "leaves_it.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "kills_it.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    (tmp_path / "prints_it.py").write_text("print('END of it', end='')")
+    (tmp_path / "prints_it.py").write_text("print('mmrl-probe? no', end='')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = doctor.probe(["json", "raises_it", "leaves_it", "kills_it", "nowhere_at_all", "prints_it"])
     assert found["json"].works and found["prints_it"].works

@@ -1,7 +1,7 @@
 """Real tokenizers for tiny text encoders: the words, and the phrases, of captions about coloured shapes.
 
 "a blue square left of a green triangle"  ->  words:   blue square left_of green triangle <eos>
-                                              phrases: "blue square" "left of" "green triangle"
+                                              phrases: blue_square_left_of green_triangle
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ SHAPES = ("circle", "square", "triangle")
 COUNTS = ("one", "two", "three")
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 WORDS = (*SPECIAL, *COUNTS, *COLORS, *SHAPES, *(f"{shape}s" for shape in SHAPES), "left_of", "above")
-PHRASES = (*SPECIAL, *COUNTS, "left of", "above", *(f"{c} {s}{p}" for c in COLORS for s in SHAPES for p in ("", "s")))
+PHRASES = (
+    *SPECIAL,
+    *COUNTS,
+    *(f"{c}_{s}{end}" for c in COLORS for s in SHAPES for end in ("", "s", "_left_of", "_above")),
+)
 WORD_TOKENS = 6
 """The longest caption has five words, "a" being dropped and "left of" being one, and an end."""
-PHRASE_TOKENS = 3
+PHRASE_TOKENS = 2
 
 
 def word_tokenizer() -> Any:
@@ -32,18 +36,14 @@ def word_tokenizer() -> Any:
 
 
 def phrase_tokenizer() -> Any:
-    """One token per thing, count or relation, padded to PHRASE_TOKENS."""
+    """One token per count or thing, a thing carrying the relation that follows it; padded to PHRASE_TOKENS."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     core = _word_level(PHRASES)
-    core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\ban? "), "")])
-    thing = rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})s?"
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(rf"left of|above|{thing}|{'|'.join(COUNTS)}"), "isolated"),
-            pre_tokenizers.Split(Regex(r"^ +$"), "removed"),
-        ]
-    )
+    glued = [normalizers.Replace(f" {relation}", f"_{relation.replace(' ', '_')}") for relation in ("left of", "above")]
+    glued += [normalizers.Replace(f"{color} ", f"{color}_") for color in COLORS]
+    core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\ban? "), ""), *glued])
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrapped(core, PHRASE_TOKENS)
 
 

@@ -26,8 +26,7 @@ class Change:
     @property
     def direction(self) -> str:
         """`up`, `down` or `level`, as the shown digits say."""
-        shown = self.shown_difference
-        if not any(digit in shown for digit in "123456789"):
+        if math.isnan(self.difference) or self.shown_difference.startswith("±"):
             return "level"
         return "up" if self.difference > 0 else "down"
 
@@ -36,6 +35,8 @@ class Change:
         if math.isnan(self.difference):
             return "–"
         shown = f"{100 * self.difference:+.1f} points" if self.unit else f"{self.difference:+.3g}"
+        if not any(digit in shown for digit in "123456789"):
+            shown = f"±{shown[1:]}"
         return shown.replace("-", "−")
 
     def shown(self, value: float) -> str:

@@ -68,7 +68,9 @@ def _curves(data: RunData, index: int) -> dict[str, Any]:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if key == "packages" and isinstance(value, Mapping):
+            yield name, ", ".join(f"{package} {version}" for package, version in value.items())
+        elif isinstance(value, Mapping) and value:
             yield from _flat(mapping(value), f"{name}.")
         elif isinstance(value, list):
             whole = [", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else str(entry)

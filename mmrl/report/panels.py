@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mmrl.report.change import reward_names
 from mmrl.report.data import COUNTS, Stage, number
 
-Style = Literal["line", "points", "stack"]
+Style = Literal["line", "points", "stack", "raw"]
 INTERNAL = ("stage", "step", "total", "time")
 
 
@@ -34,7 +34,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small diagram. `share`: the axis counts per cent. `log`: a wide positive range is drawn logarithmically."""
+    """One small diagram. `share`: the axis counts per cent. `log`: a wide positive range is drawn logarithmically.
+
+    Only the style `line` is smoothed.
+    """
 
     title: str
     curves: list[Curve]
@@ -65,7 +68,7 @@ PLANS = (
          labels=("inside groups", "all samples", "inside groups")),
     Plan("Groups without signal", ("zero_signal_share", "group/zero_signal_share"), note="all rewards equal",
          share=True, labels=("share", "share")),
-    Plan("Mean ratio − 1", ("ratio",), note="0 = the policy that drew the samples", change=lambda value: value - 1,
+    Plan("Mean ratio − 1", ("ratio",), note="0 = on-policy", change=lambda value: value - 1,
          labels=("ratio − 1",)),
     Plan("Largest |ratio − 1|", ("ratio_deviation",), log=True, labels=("largest",)),
     Plan("Clipped steps", ("clip_low", "clip_high", "clip_dual"), note="share of trained steps", share=True,
@@ -98,8 +101,9 @@ def panels(stage: Stage, held_out: Iterable[str], unit: Callable[[str], bool] = 
                            log=plan.log))  # fmt: skip
     rest = [_curve(steps, key, key) for key in names if key not in used]
     found += [Panel(curve.label, [curve]) for curve in rest if not curve.constant]
-    lost = [_curve(steps, key, key) for key in names if key in ("failed", "skipped") or key.endswith(COUNTS)]
-    found.append(Panel("Samples without a reward", [c for c in lost if any(y > 0 for y in c.y)], "per step"))
+    counts = [key for key in names if key.endswith(COUNTS)] or ["failed", "skipped"]
+    lost = [_curve(steps, key, key.removeprefix("reward/")) for key in counts]
+    found.append(Panel("Samples without a reward", [c for c in lost if any(y > 0 for y in c.y)], "per step", "raw"))
     found += _clock(steps)
     return [kept for panel in found if (kept := _with_data(panel)) is not None]
 

@@ -41,6 +41,11 @@ class Comparison:
     """How many were right before and after, where a reward decides for all of them."""
     decided_by: str
 
+    @property
+    def texts(self) -> bool:
+        """Whether there is text to read, which needs wider columns."""
+        return any(seen is not None and seen.text is not None for _, *both in self.pairs for seen in both)
+
 
 @dataclass(frozen=True)
 class Strip:

@@ -51,7 +51,10 @@ def draw(panel: Panel) -> str:
             _stack(axes, panel.curves)
         else:
             for index, curve in enumerate(panel.curves):
-                (_points if panel.style == "points" else _line)(axes, curve, _series(index))
+                if panel.style == "points":
+                    _points(axes, curve, _series(index))
+                else:
+                    _line(axes, curve, _series(index), panel.style == "line")
         _axes(axes, panel)
         buffer = io.StringIO()
         canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
@@ -62,9 +65,9 @@ def _series(index: int) -> str:
     return f"#0a0b0{index % SERIES}"
 
 
-def _line(axes: Axes, curve: Curve, colour: str) -> None:
+def _line(axes: Axes, curve: Curve, colour: str, smooth: bool) -> None:
     x, y = np.asarray(curve.x), np.asarray(curve.y)
-    smooth = len(x) >= SMOOTH_FROM
+    smooth = smooth and len(x) >= SMOOTH_FROM
     if len(x) > 2 * BINS:
         x, y, low, high = _binned(x, y)
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
@@ -110,7 +113,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        if panel.share or panel.style == "stack":
+        if panel.share or panel.style in ("stack", "raw"):
             axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
     axes.yaxis.set_major_formatter(FuncFormatter(_per_cent if panel.share else _plain))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
@@ -128,7 +131,15 @@ def _axes(axes: Axes, panel: Panel) -> None:
 
 
 def _plain(value: float, _: object) -> str:
-    return f"{value / 1000:.4g}k" if abs(value) >= 10000 else f"{value:.4g}".replace("-", "−")
+    size = abs(value)
+    if size >= 10000:
+        text = f"{value / 1000:.4g}k"
+    elif 0 < size < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    else:
+        text = f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _per_cent(value: float, _: object) -> str:

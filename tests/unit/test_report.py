@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmrl.evaluate import Picture, as_json
 from mmrl.folder import RunFolder
-from mmrl.report.change import changes
+from mmrl.report.change import Change, changes
 from mmrl.report.data import read_run
 from mmrl.report.grid import cut_grid, save_grid, verdict
 from mmrl.report.html import write_report
@@ -139,6 +139,13 @@ def test_held_out_are_the_rewards_no_stage_trains_on(finished: RunFolder) -> Non
     assert found == {"strict": True, "clean": True, "dense": False, "exact": False}
 
 
+def test_no_difference_has_no_direction() -> None:
+    assert Change("x", True, True, 0.5, 0.5002).shown_difference == "±0.0 points"
+    assert Change("x", True, True, 0.5, 0.5002).direction == "level"
+    assert Change("x", True, True, 0.5, 0.4).shown_difference == "−10.0 points"
+    assert Change("x", True, False, math.nan, 0.4).shown_difference == "–"
+
+
 def test_is_one_self_contained_file(page: str) -> None:
     """No address outside the file, no script, every image inside."""
     assert "://" not in page
@@ -167,7 +174,7 @@ def test_counts_failures_and_seconds(page: str) -> None:
 
 
 def test_shows_facts_and_config(page: str) -> None:
-    for text in ("packages.torch", "2.15", "prompts_per_step: 8", "seed 7", ">finished<", "240 samples each"):
+    for text in ("torch 2.15", "prompts_per_step: 8", "seed 7", ">finished<", "240 samples each"):
         assert text in page, text
 
 
@@ -224,7 +231,7 @@ def test_time_phases_and_rest_add_up(finished: RunFolder) -> None:
     assert sum(curve.y[0] for curve in stack.curves) == pytest.approx(stage.steps[0]["time"]["seconds"])
 
 
-@pytest.mark.parametrize("style", ["line", "points", "stack"])
+@pytest.mark.parametrize("style", ["line", "points", "stack", "raw"])
 @pytest.mark.parametrize("count", [1, 3, 30, 3000])
 def test_draws_any_length_with_gaps(style: Any, count: int) -> None:
     y = [0.5 + 0.1 * math.sin(i / 9) for i in range(count)]

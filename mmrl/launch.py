@@ -33,6 +33,7 @@ def run(arguments: Sequence[str], processes: int) -> int:
             "MASTER_PORT": str(_free_port()),
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
             EXPECTED: str(processes),
             ERRORS: errors,
         }

@@ -16,7 +16,7 @@ def _from_base(path: Path, info: ValidationInfo) -> Path:
     path = path.expanduser()
     base = (info.context or {}).get("base")
     beside = None if base is None else Path(base) / path
-    return beside if beside is not None and beside.exists() else path
+    return (beside if beside is not None and beside.exists() else path).absolute()
 
 
 DataPath = Annotated[Path, AfterValidator(_from_base)]

@@ -55,8 +55,9 @@ def denoise(
     first = chosen.index(True) if True in chosen else plan.num_steps
     shape = policy.adapter.latent_shape(*policy.adapter.size(plan.height, plan.width))
     own = Noise([draw.seed for draw in draws], shape, policy.device)
-    heads, which = _heads(draws, shared=plan.start_noise == "shared" and first > 0)
-    start = Noise([draws[i].group_seed for i in heads], shape, policy.device) if plan.start_noise == "shared" else own
+    shared = trained is not None and plan.start_noise == "shared"
+    heads, which = _heads(draws, shared=shared and first > 0)
+    start = Noise([draws[i].group_seed for i in heads], shape, policy.device) if shared else own
 
     x = start.draw(policy.adapter.dtype)
     cond = _guided(policy, conditioning, [draws[i] for i in heads], plan)

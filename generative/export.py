@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mmrl.errors import UserError
 from mmrl.generative import lora
-from mmrl.generative.plan import DenoisingPlan
+from mmrl.generative.plan import Sampling
 
 if TYPE_CHECKING:
     from mmrl.generative.policy import DenoisingPolicy
@@ -35,7 +35,7 @@ One picture per call: every picture starts from latents {shape} drawn in {dtype}
 {notes}"""
 
 
-def write(policy: DenoisingPolicy, folder: Path, to: str, plan: DenoisingPlan) -> Path:
+def write(policy: DenoisingPolicy, folder: Path, to: str, plan: Sampling) -> Path:
     """`to` diffusers: a pipeline folder; peft: adapter files for peft and for `load_lora_weights`. Returns the folder.
 
     Raises UserError for peft without a LoRA, or when its base is not the model that was loaded.
@@ -78,7 +78,7 @@ def _metadata(policy: DenoisingPolicy) -> dict[str, Any]:
     return {f"{name}_lora_adapter_metadata": network.peft_config[lora.ADAPTER].to_dict()}
 
 
-def readme(policy: DenoisingPolicy, to: str, plan: DenoisingPlan) -> str:
+def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     """The text of README.md for the sampling settings of `plan`."""
     adapter = policy.adapter
     height, width = adapter.size(plan.height, plan.width)
@@ -112,7 +112,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: DenoisingPlan) -> str:
     )
 
 
-def _solver(policy: Any, plan: DenoisingPlan) -> tuple[list[str], str, str]:
+def _solver(policy: Any, plan: Sampling) -> tuple[list[str], str, str]:
     """Extra imports, extra lines and notes that make the plain pipeline take Euler (ODE) steps on the plan's schedule."""
     scheduler = policy.adapter.pipe.scheduler
     name, config = type(scheduler).__name__, scheduler.config

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from mmrl.generative.noise import Noise
-from mmrl.generative.plan import FlowPlan
+from mmrl.generative.plan import FlowPlan, FlowSampling
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.schedule import FlowPrediction, FlowSchedule, flow_prediction, flow_schedule, shifted_schedule
 from mmrl.generative.train import TrainSpec
@@ -24,12 +24,13 @@ class FlowPolicy(DenoisingPolicy):
     """The network predicts the velocity, or the clean sample, as the loaded scheduler's `prediction_type` says."""
 
     plan_type: ClassVar[type[BaseModel]] = FlowPlan
+    sampling_type: ClassVar[type[BaseModel]] = FlowSampling
 
     @property
     def prediction(self) -> FlowPrediction:
         return flow_prediction(self.adapter.pipe.scheduler)
 
-    def schedule(self, plan: FlowPlan) -> FlowSchedule:
+    def schedule(self, plan: FlowSampling) -> FlowSchedule:
         if plan.shift is not None:
             return shifted_schedule(plan.num_steps, plan.shift)
         tokens = self.adapter.image_tokens(*self.adapter.size(plan.height, plan.width))
@@ -48,14 +49,14 @@ class FlowPolicy(DenoisingPolicy):
         x_next: Tensor | None = None,
     ) -> Transition:
         sigma = schedule.sigmas[steps]
-        kind: Any = plan.sampler.kind if stochastic else "ode"
+        kind: Any = plan.sampler.kind if stochastic else "ode"  # a Sampling has no sampler
         return flow_transition(
             self.velocity(output, x, sigma),
             x,
             sigma,
             schedule.sigmas[steps + 1],
             kind=kind,
-            level=plan.sampler.level,
+            level=plan.sampler.level if stochastic else 0.0,
             sigma_max=schedule.sigma_max,
             noise=noise,
             x_next=x_next,

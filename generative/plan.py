@@ -28,24 +28,42 @@ class Sampler(BaseModel):
         return self
 
 
-class DenoisingPlan(BaseModel):
-    """How images are drawn. `num_steps` is S: every denoising transition is one step of the policy."""
+class Sampling(BaseModel):
+    """How images are drawn for evaluation and for users: by the ODE (DDIM with eta 0), each from its own start noise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_steps: PositiveInt = 10
-    sampler: Sampler
-    stochastic: Literal["all", "selected"] = "all"
-    """Which steps draw noise: all of them, or only those that this iteration may train (the others follow the ODE)."""
-    start_noise: Literal["shared", "separate"] = "separate"
-    """Whether the samples of one group start from the same noise (rollout only; evaluation always starts apart)."""
     guidance_scale: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance, in rollout and training alike; 1.0 is none and costs half."""
+    """Classifier-free guidance; 1.0 is none and costs half."""
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     """Size in pixels; default: what the model was made for."""
     micro_batch: PositiveInt = 64
     """Images per forward pass without gradient."""
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Network passes per prediction: 2 with guidance (one doubled batch), else 1."""
+        return 2 if self.guidance_scale > 1 else 1
+
+
+class FlowSampling(Sampling):
+    """Sampling of a flow-matching model."""
+
+    shift: PositiveFloat | None = None
+    """Use `shift(linspace(1, 0))` instead of the model's own schedule."""
+
+
+class DenoisingPlan(Sampling):
+    """A rollout. `num_steps` is S: every denoising transition is one step of the policy, with the same guidance in the
+    rollout and in training."""
+
+    sampler: Sampler
+    stochastic: Literal["all", "selected"] = "all"
+    """Which steps draw noise: all of them, or only those that this iteration may train (the others follow the ODE)."""
+    start_noise: Literal["shared", "separate"] = "separate"
+    """Whether the samples of one group start from the same noise."""
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> DenoisingPlan:
@@ -64,21 +82,14 @@ class DenoisingPlan(BaseModel):
         if level == 0:
             raise ValueError(f"sampler '{kind}' with level 0 is deterministic and has no log-prob; use one of: {valid}")
 
-    @property
-    def forwards_per_step(self) -> int:
-        """Network passes per prediction: 2 with guidance (one doubled batch), else 1."""
-        return 2 if self.guidance_scale > 1 else 1
-
     def _valid_samplers(self) -> str:
         return "flow_sde (level 0.7), dance_sde (level 0.3), cps (level 0.8), ddim (level 1.0)"
 
 
-class FlowPlan(DenoisingPlan):
-    """Plan of a flow-matching model."""
+class FlowPlan(DenoisingPlan, FlowSampling):
+    """Rollout of a flow-matching model."""
 
     sampler: Sampler = Sampler(kind="flow_sde")
-    shift: PositiveFloat | None = None
-    """Use `shift(linspace(1, 0))` instead of the model's own schedule."""
 
     @model_validator(mode="after")
     def _flow_kind(self) -> FlowPlan:
@@ -91,7 +102,7 @@ class FlowPlan(DenoisingPlan):
 
 
 class DiffusionPlan(DenoisingPlan):
-    """Plan of a diffusion model: DDIM with noise eta = `level`."""
+    """Rollout of a diffusion model: DDIM with noise eta = `level`."""
 
     sampler: Sampler = Sampler(kind="ddim")
 

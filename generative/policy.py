@@ -24,7 +24,7 @@ from mmrl.generative.conditioning import Conditioning, ConditioningCache, Tensor
 from mmrl.generative.denoise import denoise
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order, storage
-from mmrl.generative.plan import DenoisingPlan
+from mmrl.generative.plan import DenoisingPlan, Sampling
 from mmrl.generative.train import TrainSpec
 from mmrl.generative.trained import Weights
 from mmrl.generative.transition import Transition, kl_divergence
@@ -39,6 +39,7 @@ class DenoisingPolicy(Component):
     (`schedule`, `transition`), how to supervise it, and in `make_adapter` where the model comes from."""
 
     plan_type: ClassVar[type[BaseModel]] = DenoisingPlan
+    sampling_type: ClassVar[type[BaseModel]] = Sampling
     train_type: ClassVar[type[BaseModel]] = TrainSpec
     exports: ClassVar[tuple[str, ...]] = ("diffusers", "peft")
     flat_chunks: ClassVar[bool] = True
@@ -47,7 +48,6 @@ class DenoisingPolicy(Component):
     _adapter: Adapter | None = PrivateAttr(default=None)
     _weights: Weights | None = PrivateAttr(default=None)
     _cache: ConditioningCache | None = PrivateAttr(default=None)
-    _last_plan: DenoisingPlan | None = PrivateAttr(default=None)
 
     # -- before any weight is loaded
 
@@ -180,10 +180,9 @@ class DenoisingPolicy(Component):
 
     @torch.no_grad()
     def generate(self, draws: Sequence[Draw], plan: Any) -> list[Sample]:
-        """Images by the ODE, each from the noise of its own `draw.seed` (also when the plan shares start noise)."""
+        """Images by the ODE, each from the noise of its own `draw.seed`; `plan` is a `sampling_type`."""
         schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
         conditioning = self._conditioning(self._with_blank(texts, plan))
-        plan = plan.model_copy(update={"start_noise": "separate"})
         samples: list[Sample] = []
         for at in range(0, len(draws), plan.micro_batch):
             some = draws[at : at + plan.micro_batch]
@@ -191,7 +190,6 @@ class DenoisingPolicy(Component):
         return samples
 
     def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
-        self._last_plan = plan
         images = [image for part in final.split(plan.micro_batch) for image in self.adapter.decode(part)]
         return [
             Sample(draw.prompt, images=(image,), meta={"seed": draw.seed})
@@ -265,7 +263,7 @@ class DenoisingPolicy(Component):
         dtype = self.weights.autocast
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
-    def _with_blank(self, texts: Sequence[str], plan: DenoisingPlan) -> list[str]:
+    def _with_blank(self, texts: Sequence[str], plan: Sampling) -> list[str]:
         return [*texts, ""] if plan.guidance_scale > 1 else list(texts)
 
     def _conditioning(self, texts: Sequence[str]) -> Conditioning:
@@ -309,12 +307,12 @@ class DenoisingPolicy(Component):
         with self.adapter.using(self.weights.merged()):
             self.adapter.save(Path(folder))
 
-    def export(self, folder: Path, to: str, plan: DenoisingPlan | None = None) -> Path:
-        """`diffusers`: the whole pipeline; `peft`: the LoRA alone. A README.md says how to call it; `plan` (default: the
-        last one that was sampled with) gives its numbers."""
+    def export(self, folder: Path, to: str, plan: Sampling | None = None) -> Path:
+        """`diffusers`: the whole pipeline; `peft`: the LoRA alone. A README.md says how to call it; `plan` is the
+        sampling that its numbers come from."""
         if to not in self.exports:
             raise UserError(f"cannot export to '{to}'; valid: {', '.join(self.exports)}")
-        chosen: Any = plan or self._last_plan or self.plan_type()
+        chosen: Any = plan or self.sampling_type()
         return export.write(self, Path(folder), to, chosen)
 
 

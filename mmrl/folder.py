@@ -83,7 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def next_free(root: Path) -> Path:
     """`root/001`, or the first number after the highest one there."""
-    taken = [int(path.name) for path in root.glob("[0-9][0-9][0-9]") if path.name.isdigit()] if root.is_dir() else []
+    taken = [int(path.name) for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
     return root / f"{max(taken, default=0) + 1:03d}"
 
 

@@ -76,17 +76,17 @@ class Meter:
             result[name] = sum(totals.get(name, 0.0) for _, _, totals in parts)
         return result
 
-    def clock(self, samples: int) -> dict[str, float]:
+    def clock(self, samples: int, device: torch.device) -> dict[str, float]:
         """Seconds per phase and in all, samples/s, peak memory of this process in MB. Not reproducible by nature."""
         total = time.perf_counter() - self.started
         clock = {f"seconds/{name}": value for name, value in self.seconds.items()}
-        clock |= {"seconds": total, "samples_per_second": samples / total, "memory_mb": peak_memory_mb()}
+        clock |= {"seconds": total, "samples_per_second": samples / total, "memory_mb": peak_memory_mb(device)}
         return clock
 
 
-def peak_memory_mb() -> float:
-    """Peak memory: of the CUDA allocator where there is a device, else of the process."""
-    if torch.cuda.is_available():
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: of the CUDA allocator on a CUDA device, else of the process."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     scale = 1.0 if sys.platform == "darwin" else 1024.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6

@@ -79,6 +79,10 @@ class Optimization:
             self.ema.step(self.parameters)
         return {"grad_norm": norm, "lr": lr, "skipped": 0.0}
 
+    def pass_over(self) -> None:
+        """An update without signal: no step, but the schedule goes on."""
+        self.steps += 1
+
     def _skip(self) -> None:
         self.skipped += 1
         if self.skipped > self.section.max_skipped:

@@ -24,7 +24,10 @@ class Policy(Protocol):
     """
 
     plan_type: ClassVar[type[BaseModel]]
-    """The pydantic model that validates the `rollout:` block of a stage and the `evaluation.sampling:` block."""
+    """The pydantic model that validates the `rollout:` block of a stage."""
+
+    sampling_type: ClassVar[type[BaseModel]]
+    """The pydantic model that validates the `evaluation.sampling:` block: how samples are drawn when nothing is learned."""
 
     train_type: ClassVar[type[BaseModel]]
     """The pydantic model that validates the `train:` block of a stage (what is trained, and how)."""

@@ -51,6 +51,10 @@ class Reward(Component):
         """`range`, or a narrower one that follows from the options."""
         return self.range
 
+    def inputs(self) -> tuple[Need, ...]:
+        """What a run must offer for this reward to make sense: `needs`, or more that follows from the options."""
+        return self.needs
+
     def setup(self, device: torch.device) -> None:
         """Load weights and the like, once, before the first `score`."""
         return None

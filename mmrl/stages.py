@@ -29,7 +29,8 @@ from mmrl.rollout import FAILED, SKIPPED, Rollout
 from mmrl.sampler import GroupSampler
 from mmrl.seeding import derive_seed
 
-Updates = Iterator[Iterator[Tensor]]
+Updates = Iterator[Iterator[Tensor] | None]
+"""None is an update without any signal: no optimizer step, on any rank."""
 
 PARITY_SAMPLES = 4
 """Samples per rank that the start-up check replays."""
@@ -95,6 +96,11 @@ class RLWork:
         self.num_steps = policy.plan_steps(stage.plan)
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
+        if self.samples_per_step < group.world:
+            raise RunError(
+                f"stage {stage.name}: {self.samples_per_step} samples per step cannot feed {group.world} processes; "
+                "raise prompts_per_step or group_size, or start fewer processes"
+            )
         self.parity_checked = False
         self.warned: set[str] = set()
 
@@ -120,6 +126,7 @@ class RLWork:
                 inside = part_of == part
                 size = lengths * inside
                 if not self.objective.has_signal(advantage, size[:, None] > 0):
+                    yield None
                     continue
                 counts = Counts(int(size.sum()), int((size > 0).sum()))
                 mask = train & inside[mine][:, None]
@@ -181,16 +188,17 @@ class RLWork:
             if float(off.max()) > worst:
                 worst = float(off.max())
                 where = f"sample {int(chunk.rows[row])}, step {int(chunk.steps[row, column])} of rank {self.group.rank}"
-        found = self.group.gather((worst, where))
-        worst, where = max(found)
+        found = self.group.gather((worst, where, bool(few.any())))
+        worst, where, _ = max(found)
         tolerance = self.stage.section.parity_tolerance
         if worst > tolerance:
             raise RunError(
                 f"start-up parity: the replay of the first rollout gives |ratio - 1| = {worst:.2e} at {where}, allowed is "
                 f"{tolerance:.0e} (parity_tolerance): rollout and replay do not run the same model (dtype, dropout, padding?)"
             )
-        self.parity_checked = True
-        self.say(f"start-up parity: max |ratio - 1| = {worst:.1e} (allowed {tolerance:.0e})")
+        self.parity_checked = any(checked for _, _, checked in found)
+        if self.parity_checked:
+            self.say(f"start-up parity: max |ratio - 1| = {worst:.1e} (allowed {tolerance:.0e})")
 
     def _losses(
         self, rollout: Rollout, train: Tensor, advantage: Tensor, counts: Counts, meter: Meter

@@ -145,15 +145,22 @@ class Trainer:
         state = self.state
         torch.manual_seed(derive_seed(self.seed, stage.name, state.step, self.group.rank))
         meter = Meter()
+        applied = 0
         for update in work.updates(state.step, meter):
-            applied = optimization.apply(update)
-            state.skipped_updates += int(applied.pop("skipped"))
-            meter.set(applied)
+            if update is None:
+                optimization.pass_over()
+                continue
+            result = optimization.apply(update)
+            state.skipped_updates += int(result.pop("skipped"))
+            meter.set(result)
+            applied += 1
         state.step, state.total, state.samples = state.step + 1, state.total + 1, state.samples + work.samples_per_step
         record = meter.reduce(self.group)
+        if "loss" in record and applied and isinstance(stage, ResolvedRL):
+            record["loss"] /= applied
         state.failed += int(record.get("failed", 0))
         state.skipped += int(record.get("skipped", 0))
-        clock = meter.clock(work.samples_per_step)
+        clock = meter.clock(work.samples_per_step, self.group.device)
         state.training_seconds += clock["seconds"]
         evaluation = self.config.evaluation
         if isinstance(stage, ResolvedRL) and evaluation is not None and state.step < stage.section.steps:

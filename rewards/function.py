@@ -54,6 +54,10 @@ class FunctionReward(Reward):
             raise ValueError(f"{name} needs the option '{missing[0]}', which has no default")
         return self
 
+    def written_options(self) -> dict[str, Any]:
+        """What stands beside the function's name in a config."""
+        return dict(self.options)
+
     def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
         """What the function returns."""
         return self.function(list(samples), **self.options)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from mmrl.data.shapes.captions import Target, parse, write
 from mmrl.data.shapes.verifier import TOLERANCE, Found, dense, detect_batch, exact, palette_distance, strict_batch
 from mmrl.data.shapes.world import CANVAS
-from mmrl.reward import Reward, rgb
+from mmrl.reward import Need, Reward, rgb
 from mmrl.rollout import Sample
 
 
@@ -37,6 +37,10 @@ class ShapeReward(Reward):
         if self.mode in ("strict", "clean") and self.tolerance != TOLERANCE:
             raise ValueError(f"mode '{self.mode}' has no tolerance to set; remove it or use dense or exact")
         return self
+
+    def inputs(self) -> tuple[Need, ...]:
+        """A picture, and for all modes but `clean` the target of its prompt."""
+        return ("image",) if self.mode == "clean" else ("image", "target")
 
     def limits(self) -> tuple[float | None, float | None]:
         """[-4, 0] for clean, [0, 1] for the others."""

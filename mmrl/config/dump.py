@@ -91,4 +91,8 @@ def differences(file: Path, settings: dict[str, Any]) -> list[tuple[str, Any, An
     """(key, old, new) for every value of `settings` that differs from a run's config.yaml and matters."""
     old, new = flatten(YAML(typ="safe").load(file.read_text(encoding="utf-8"))), flatten(settings)
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return [(key, old.get(key), new.get(key)) for key in keys if not key.startswith(MAY_DIFFER)]
+    return [(key, old.get(key), new.get(key)) for key in keys if not _may_differ(key)]
+
+
+def _may_differ(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)

@@ -23,7 +23,7 @@ PLACES = {
 """Key of the schema -> kind of component that stands there."""
 
 
-BLOCKS = {"rollout": "plan_type", "sampling": "plan_type", "train": "train_type"}
+BLOCKS = {"rollout": "plan_type", "sampling": "sampling_type", "train": "train_type"}
 """Key of the schema -> the policy's type that validates the block standing there."""
 
 
@@ -32,6 +32,7 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mmrl config"
+    schema["required"] = []  # a file that extends another may leave out anything
     definitions = schema["$defs"]
     sections = list(definitions)
     for kind in sorted(set(PLACES.values())):

@@ -15,6 +15,7 @@ from mmrl.config.validate import lines, validate
 from mmrl.errors import ConfigError, UserError
 from mmrl.objective.objective import Objective
 from mmrl.reward import RewardSet
+from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
 
 
@@ -113,6 +114,7 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     build = _Builder(source)
     policy = build.component("policy", config.policy, ("policy",))
     plan_type, train_type = getattr(policy, "plan_type", None), getattr(policy, "train_type", None)
+    sampling_type = getattr(policy, "sampling_type", None)
     stages: list[ResolvedStage] = []
     for name, section in config.stages.items():
         path: Path_ = ("stages", name)
@@ -126,13 +128,18 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     if config.evaluation is not None:
         evaluation = ResolvedEvaluation(
             build.component("prompts", config.evaluation.prompts, ("evaluation", "prompts")),
-            build.block(plan_type, config.evaluation.sampling, ("evaluation", "sampling")),
+            build.block(sampling_type, config.evaluation.sampling, ("evaluation", "sampling")),
             build.rewards(config.evaluation.rewards, ("evaluation", "rewards")),
         )
     if not build.problems:
         for stage in stages:
             if isinstance(stage, ResolvedRL):
                 _cross_check(stage, policy, build)
+                for name in set(stage.rewards) & set(evaluation.rewards if evaluation is not None else ()):
+                    build.problems.append(
+                        f"{source.where(('evaluation', 'rewards', name))}: evaluation.rewards.{name}: stage '{stage.name}' "
+                        "trains on a reward of that name (which is evaluated anyway); give the held-out one another name"
+                    )
         if read_data:
             _read_data(stages, evaluation, build)
     if build.problems:
@@ -174,14 +181,28 @@ def _read_data(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation |
         if isinstance(stage, ResolvedSupervised):
             build.check((*path, "examples"), stage.examples.open, 0)
         elif isinstance(stage, ResolvedRL):
-            section = stage.section
-            build.check((*path, "prompts"), _sampler, stage.prompts, section.prompts_per_step, section.group_size)
+            build.check((*path, "prompts"), _sampler, stage)
     if evaluation is not None:
-        build.check(("evaluation", "prompts"), evaluation.prompts.load)
+        build.check(("evaluation", "prompts"), _evaluation_prompts, stages, evaluation)
 
 
-def _sampler(prompts: Any, prompts_per_step: int, group_size: int) -> None:
-    GroupSampler(prompts.load(), prompts_per_step, group_size)
+def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> None:
+    trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedRL)]
+    for rewards in (*trained, evaluation.rewards):
+        _targets(evaluation.prompts.load(), rewards)
+
+
+def _sampler(stage: ResolvedRL) -> None:
+    """Read the prompts; raises ValueError when they cannot fill a step or lack the target that a reward compares with."""
+    prompts = stage.prompts.load()
+    GroupSampler(prompts, stage.section.prompts_per_step, stage.section.group_size)
+    _targets(prompts, stage.rewards)
+
+
+def _targets(prompts: Sequence[Prompt], rewards: dict[str, tuple[Any, float]]) -> None:
+    for name, (reward, _) in rewards.items():
+        if "target" in reward.inputs() and all(prompt.target is None for prompt in prompts):
+            raise UserError(f"reward '{name}' compares with a target, and none of the {len(prompts)} prompts has one")
 
 
 def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
@@ -201,7 +222,7 @@ def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
             f"{build.source.where((*path, 'group_size'))}: {'.'.join(path)}: {samples} samples per step cannot feed "
             f"{processes} processes; raise prompts_per_step or group_size"
         )
-    if section.group_size == 1 and section.objective.selection.name == "all":
+    if section.group_size == 1:
         build.problems.append(
             f"{build.source.where((*path, 'group_size'))}: {'.'.join(path)}.group_size: a group of 1 has no relative "
             "advantage (it is always 0); use 2 or more"

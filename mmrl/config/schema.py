@@ -114,7 +114,6 @@ class SupervisedStage(StageSection):
     kind: Literal["supervised"]
     examples: Spec
     batch_size: PositiveInt
-    log_every: PositiveInt = 10
 
 
 class StepsSection(Section):

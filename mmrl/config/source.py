@@ -137,7 +137,10 @@ def _merge(base: Source, child: Source, path: Path_) -> Any:
         return above
     result = dict(below)
     for key, value in above.items():
-        if key in below:
+        if value is None and isinstance(below.get(key), dict):
+            del result[key]  # `stages: {warm: null}` removes what the base has
+            _forget(base.origin, (*path, key))
+        elif key in below:
             result[key] = _merge(base, child, (*path, key))
         else:
             result[key] = value
@@ -195,7 +198,7 @@ def _apply(source: Source, override: str) -> None:
     else:
         node[last] = value
     _forget(source.origin, path)
-    source.origin[path] = "command line"
+    source.origin |= dict.fromkeys([path, *((*path, *inner) for inner in origin)], "command line")
 
 
 def _path_in(tree: Any, key: str) -> Path_:

@@ -46,11 +46,11 @@ stages:
     optimizer: {lr: 1e-3, eps: 1e-5}
     ema: {decay: 0.9}
 evaluation:
-  prompts: {name: list, prompts: [two red circles, a blue square left of a green triangle]}
+  prompts: {name: list, items: [two red circles, a blue square left of a green triangle]}
   samples_per_prompt: 2
   every: 2
   pictures: 2
-  sampling: {num_steps: 3, sampler: {kind: ode}}
+  sampling: {num_steps: 3}
   rewards:
     dark: {name: "brightness.py:darkness"}
 """

@@ -40,7 +40,7 @@ stages:
     optimizer: {lr: 1e-4, eps: 1e-5}
 evaluation:
   prompts: {name: shapes, split: held_out}
-  sampling: {num_steps: 4, sampler: {kind: ode}}
+  sampling: {num_steps: 4}
 """
 
 

@@ -18,6 +18,7 @@ from mmrl.errors import UserError
 from mmrl.generative.models import SD3, SD15, TinySD3, TinySD15
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.tiny import build_tiny_sd3, build_tiny_sd15
+from mmrl.generative.tiny_text import PHRASE_TOKENS
 from mmrl.generative.train import TrainSpec
 from mmrl.rollout import Draw, Prompt
 
@@ -157,8 +158,8 @@ def test_a_saved_policy_is_a_plain_pipeline_and_loads_again(spec: TrainSpec, tmp
     policy.save(tmp_path)
     assert not list(tmp_path.rglob("*.bin")) and list(tmp_path.rglob("*.safetensors"))
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path)
-    assert np.abs(plain(pipe, guidance_scale=1.0, max_sequence_length=3).astype(int) - wanted).max() <= 1
-    again = SD3(path=str(tmp_path), dtype="float32", max_sequence_length=3)
+    assert np.abs(plain(pipe, guidance_scale=1.0, max_sequence_length=PHRASE_TOKENS).astype(int) - wanted).max() <= 1
+    again = SD3(path=str(tmp_path), dtype="float32", max_sequence_length=PHRASE_TOKENS)
     again.load("cpu")
     torch.testing.assert_close(pictures(again), pictures(policy), rtol=1e-4, atol=1e-4)
     assert policy.weights.is_lora == (spec.mode == "lora")
@@ -201,10 +202,10 @@ def test_an_exported_lora_loads_in_diffusers_and_in_peft(tmp_path: Path) -> None
     assert np.abs(made.astype(int) - wanted).max() <= 1
 
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "base")
-    plain_base = plain(pipe, guidance_scale=1.0, max_sequence_length=3)
+    plain_base = plain(pipe, guidance_scale=1.0, max_sequence_length=PHRASE_TOKENS)
     assert np.abs(plain_base.astype(int) - wanted).max() > 1
     pipe.transformer = PeftModel.from_pretrained(pipe.transformer, folder).merge_and_unload()
-    assert np.abs(plain(pipe, guidance_scale=1.0, max_sequence_length=3).astype(int) - wanted).max() <= 1
+    assert np.abs(plain(pipe, guidance_scale=1.0, max_sequence_length=PHRASE_TOKENS).astype(int) - wanted).max() <= 1
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
 
 
@@ -224,7 +225,7 @@ def test_a_downloaded_folder_and_the_model_in_memory_are_the_same(tmp_path: Path
     build_tiny_sd3(tmp_path / "sd3", **SMALL)
     build_tiny_sd15(tmp_path / "sd15", size=8, width=8, prediction_type="v_prediction")
     pairs: tuple[tuple[DenoisingPolicy, DenoisingPolicy], ...] = (
-        (SD3(path=str(tmp_path / "sd3"), dtype="float32", max_sequence_length=3), TinySD3(**SMALL)),
+        (SD3(path=str(tmp_path / "sd3"), dtype="float32", max_sequence_length=PHRASE_TOKENS), TinySD3(**SMALL)),
         (SD15(path=str(tmp_path / "sd15")), TinySD15(size=8, width=8, prediction_type="v_prediction")),
     )
     for loaded, made in pairs:
@@ -241,9 +242,9 @@ def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_without_t5_its_half_of_the_prompt_is_zeros(tmp_path: Path) -> None:
     build_tiny_sd3(tmp_path, **SMALL)
-    policy = SD3(path=str(tmp_path), dtype="bfloat16", max_sequence_length=3, t5=False)
+    policy = SD3(path=str(tmp_path), dtype="bfloat16", max_sequence_length=PHRASE_TOKENS, t5=False)
     policy.load("cpu")
     assert policy.adapter.encoders == ("text_encoder", "text_encoder_2")
-    assert not policy.adapter.encode([TEXT])["prompt"][:, -3:].any()
+    assert not policy.adapter.encode([TEXT])["prompt"][:, -PHRASE_TOKENS:].any()
     assert next(policy.adapter.vae.parameters()).dtype == torch.float32
     assert next(policy.adapter.network.parameters()).dtype == torch.bfloat16

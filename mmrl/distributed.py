@@ -38,8 +38,10 @@ class Group:
         self.device: torch.device = torch.device("cpu") if use_cpu else self.state.device
         _refuse_wrong_count(self.world, expected)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
-        if threads is not None or use_cpu:
-            torch.set_num_threads(threads or max(1, (psutil.cpu_count(logical=True) or 1) // local))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        elif use_cpu and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, usable_cores() // local))
 
     @property
     def main(self) -> bool:
@@ -47,14 +49,12 @@ class Group:
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum `.grad` over ranks in flat buckets; a parameter without gradient on this rank counts as zero."""
-        if self.world == 1:
-            return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for grads in by_dtype.values():
+        for grads in by_dtype.values() if self.world > 1 else ():
             flat = torch.cat([grad.reshape(-1) for grad in grads])
             dist.all_reduce(flat)
             for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
@@ -87,6 +87,13 @@ class Group:
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def slice_of(count: int, rank: int, world: int) -> slice:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ruamel.yaml import YAML
 
@@ -52,6 +53,26 @@ class RunFolder:
         with self.config.open("w", encoding="utf-8") as file:
             YAML().dump(dict(config), file)
         write_json(self.provenance, provenance)
+
+    def lock(self) -> IO[str]:
+        """Claim the folder for this process until it ends (however it ends) or closes the file.
+
+        Raises UserError when another process is still running in it, which a killed launcher may leave behind.
+        """
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise UserError(
+                f"{self.path} is in use by a running process (pid {owner}); wait for it or stop it first"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl; a last line cut off by a crash is left out."""

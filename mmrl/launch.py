@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.distributed import EXPECTED
+from mmrl.distributed import EXPECTED, usable_cores
 
 ERRORS = "MMRL_ERRORS"
 """Folder in which workers other than rank 0 leave the one line that says why they stopped."""
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], processes: int) -> int:
             "MASTER_PORT": str(_free_port()),
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // processes))),
             EXPECTED: str(processes),
             ERRORS: errors,
         }

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from mmrl.config.schema import EMASection, OptimizerSection
 from mmrl.distributed import Group
+from mmrl.ema import EMA
 from mmrl.errors import RunError
 
 
@@ -51,7 +51,7 @@ class Optimization:
             weight_decay=section.weight_decay,
             fused=True,
         )
-        self.ema = EMAModel(self.parameters, decay=ema.decay, foreach=True) if ema is not None else None
+        self.ema = EMA(self.parameters, ema.decay) if ema is not None else None
         self.steps = 0
         self.skipped = 0
 
@@ -76,7 +76,7 @@ class Optimization:
             param_group["lr"] = lr
         self.optimizer.step()
         if self.ema is not None and self.ema_section is not None and self.steps % self.ema_section.every == 0:
-            self.ema.step(self.parameters)
+            self.ema.update(self.parameters, self.steps)
         return {"grad_norm": norm, "lr": lr, "skipped": 0.0}
 
     def pass_over(self) -> None:
@@ -97,12 +97,8 @@ class Optimization:
         if self.ema is None:
             yield
             return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        try:
+        with self.ema.swapped_in(self.parameters):
             yield
-        finally:
-            self.ema.restore(self.parameters)
 
     def hand_on(self) -> None:
         """End of the stage: what comes after uses the moving average (if there is one)."""
@@ -119,8 +115,7 @@ class Optimization:
         tensors = {"optimizer": moments}
         numbers: dict[str, Any] = {"steps": self.steps, "skipped": self.skipped}
         if self.ema is not None:
-            tensors["ema"] = dict(zip(self.names, self.ema.shadow_params, strict=True))
-            numbers["ema_steps"] = self.ema.optimization_step
+            tensors["ema"] = dict(zip(self.names, self.ema.shadow, strict=True))
         return tensors, numbers
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]], numbers: Mapping[str, Any]) -> None:
@@ -133,6 +128,5 @@ class Optimization:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.steps, self.skipped = int(numbers["steps"]), int(numbers["skipped"])
         if self.ema is not None:
-            for name, shadow in zip(self.names, self.ema.shadow_params, strict=True):
+            for name, shadow in zip(self.names, self.ema.shadow, strict=True):
                 shadow.copy_(tensors["ema"][name])
-            self.ema.optimization_step = int(numbers["ema_steps"])

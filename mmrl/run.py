@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -47,8 +47,11 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         path = group.broadcast(choose_folder(resolved, resume) if group.main else None)
         folder = RunFolder(path)
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = (
+            False  # a debugging aid that costs time at every allocation
+        )
         settings = dump(resolved)
-        _open(folder, settings, resume, run.seed, group)
+        held = _open(folder, settings, resume, run.seed, group)
         tracking = Tracking(folder, group, run.trackers, settings)
         tracking.say(f"run folder: {path.absolute()}")
         try:
@@ -64,26 +67,40 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         finally:
             tracking.close()
             if group.main and folder.metrics.exists():
-                tracking.say(f"report: {write_report(folder).absolute()}")
+                _report(folder, tracking)
+            if held is not None:
+                held.close()
         return path
     finally:
         group.close()
 
 
-def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, group: Group) -> None:
-    """Create the folder, or check that what is resumed is the same run. Rank 0 acts, every rank learns of a problem."""
+def _report(folder: RunFolder, tracking: Tracking) -> None:
+    """Write the report, also of a run that failed; that there is no room for it must not hide why the run stopped."""
+    try:
+        tracking.say(f"report: {write_report(folder).absolute()}")
+    except OSError as error:
+        tracking.say(f"no report: {error}")
+
+
+def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, group: Group) -> IO[str] | None:
+    """Create the folder, or check that what is resumed is the same run, and lock it. Rank 0 acts and holds the lock; every
+    rank learns of a problem."""
     problem: Exception | None = None
+    held: IO[str] | None = None
     if group.main:
         try:
             if resume:
                 _same_run(open_run(folder.path), settings)
             else:
                 folder.create(settings, provenance.collect(settings, seed, group.world))
+            held = folder.lock()
         except (UserError, OSError) as error:
             problem = error
     problem = group.broadcast(problem)
     if problem is not None:
         raise problem
+    return held
 
 
 def _same_run(folder: RunFolder, settings: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ class OptimizerSection(Section):
 
 
 class EMASection(Section):
-    """Moving average of the trained weights, decay min((1 + n) / (10 + n), decay) after n updates."""
+    """Moving average of the trained weights, decay min((1 + n) / (10 + n), decay) at optimizer step n."""
 
     decay: float = Field(default=0.99, gt=0, lt=1)
     every: PositiveInt = 1

@@ -95,7 +95,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         "width": width,
         **adapter.call_options(),
     }
-    imports, adjust, notes = _solver(policy, plan)
+    imports, adjust, notes = _solver(policy, plan, to)
     if adjust.startswith("# sigmas"):
         arguments["sigmas"] = [round(float(s), 6) for s in policy.schedule(plan).sigmas[:-1]]
     if dtype != "torch.float32":
@@ -112,7 +112,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     )
 
 
-def _solver(policy: Any, plan: Sampling) -> tuple[list[str], str, str]:
+def _solver(policy: Any, plan: Sampling, to: str) -> tuple[list[str], str, str]:
     """Extra imports, extra lines and notes that make the plain pipeline take Euler (ODE) steps on the plan's schedule."""
     scheduler = policy.adapter.pipe.scheduler
     name, config = type(scheduler).__name__, scheduler.config
@@ -129,4 +129,9 @@ def _solver(policy: Any, plan: Sampling) -> tuple[list[str], str, str]:
         solver = "DPMSolverMultistepScheduler"
         change = 'solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"'
         return [solver], f"pipe.scheduler = {solver}.from_config(pipe.scheduler.config, {change})\n", ""
+    if name == "DDIMScheduler":
+        if to == "diffusers":
+            return [], "", "The scheduler in this folder is the DDIMScheduler that mmrl samples with; keep it.\n"
+        change = "clip_sample=False, thresholding=False"
+        return [name], f"pipe.scheduler = {name}.from_config(pipe.scheduler.config, {change})\n", ""
     return [], "", ""

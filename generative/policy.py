@@ -39,6 +39,7 @@ class DenoisingPolicy(Component):
     (`schedule`, `transition`), how to supervise it, and in `make_adapter` where the model comes from."""
 
     plan_type: ClassVar[type[BaseModel]] = DenoisingPlan
+    adapter_type: ClassVar[type[Adapter]]
     sampling_type: ClassVar[type[BaseModel]] = Sampling
     train_type: ClassVar[type[BaseModel]] = TrainSpec
     exports: ClassVar[tuple[str, ...]] = ("diffusers", "peft")
@@ -75,6 +76,12 @@ class DenoisingPolicy(Component):
         if plan.sampler.kind == "ddim" and any(getattr(t, "norm", None) == "g2" for t in objective.terms):
             raise ValueError("the KL norm 'g2' is defined for flow samplers, not for 'ddim'; use 's2' or 'v'")
 
+    def check_train(self, train: Any) -> None:
+        """Raises ValueError, naming what is valid, when no model of this kind can be trained as `train` says."""
+        self.adapter_type.check_parts(train.parts or ())
+        if getattr(self, "dtype", None) == "float16":
+            raise ValueError("policy.dtype float16 cannot be trained (no loss scaling); use bfloat16 or float32")
+
     def trains(self, train: Any) -> str:
         """What a stage trains, in words."""
         if train.mode == "lora":
@@ -94,6 +101,20 @@ class DenoisingPolicy(Component):
         self._adapter = self.make_adapter(torch.device(device))
         self._weights = Weights(self._adapter)
         self._cache = ConditioningCache(self._adapter.encode)
+
+    def check_loaded(self, train: Any | None, plan: Any | None) -> None:
+        """Raises UserError when the parts, patterns or LoRA targets of `train`, or the size, steps or scheduler that `plan`
+        (a rollout or a sampling) needs, do not fit the loaded model. Changes nothing."""
+        if train is not None:
+            self.weights.select(train)
+        if plan is not None:
+            self.adapter.size(plan.height, plan.width)
+            try:
+                self.schedule(plan)
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(f"num_steps {plan.num_steps} does not fit this model's scheduler: {error}") from error
 
     @property
     def adapter(self) -> Adapter:

@@ -33,14 +33,10 @@ class Weights:
 
     def prepare(self, spec: TrainSpec, reference: bool) -> None:
         """Start a stage: merge an earlier adapter, freeze everything, then free (or add) what `spec` trains."""
-        parts = self._parts(spec)
-        if spec.mode == "lora":
-            targets = spec.targets or self.adapter.lora_targets
-            lora.check_targets(self.adapter.network, targets)
-        chosen = self._chosen(spec, parts) if spec.mode == "full" else set()
+        parts, chosen = self.select(spec)
         self._end_stage()
         if spec.mode == "lora":
-            lora.add(self.adapter.network, spec.rank, spec.alpha, targets, spec.seed)
+            lora.add(self.adapter.network, spec.rank, spec.alpha, self._targets(spec), spec.seed)
         else:
             for name in parts:
                 self._to_float32(self.adapter.modules[name])
@@ -50,6 +46,16 @@ class Weights:
             self.reference = {name: copy.deepcopy(self.adapter.modules[name]).requires_grad_(False) for name in parts}
         self.spec, self.parts, self.has_reference = spec, parts, reference or spec.mode == "lora"
         self._checkpointing(spec.gradient_checkpointing)
+
+    def select(self, spec: TrainSpec) -> tuple[tuple[str, ...], set[str]]:
+        """Parts that `spec` trains, and the full names of their parameters (none for a LoRA); changes nothing.
+
+        Raises UserError for parts, patterns and LoRA targets that the model does not have."""
+        parts = self._parts(spec)
+        if spec.mode == "full":
+            return parts, self._chosen(spec, parts)
+        lora.check_targets(self.adapter.network, self._targets(spec))
+        return parts, set()
 
     @property
     def is_lora(self) -> bool:
@@ -124,16 +130,12 @@ class Weights:
         return {self.adapter.network_name: lora.merged_copy(self.adapter.network)} if self.is_lora else {}
 
     def _parts(self, spec: TrainSpec) -> tuple[str, ...]:
-        network = self.adapter.network_name
-        parts: list[str] = []
-        for part in spec.parts or (network,):
-            if part == "text_encoders":
-                parts += self.adapter.encoders
-            elif part == network:
-                parts.append(part)
-            else:
-                raise UserError(f"train.parts: this model has no '{part}'; valid: {network}, text_encoders")
-        return tuple(parts)
+        named = spec.parts or (self.adapter.network_name,)
+        self.adapter.check_parts(named)
+        return tuple(part for name in named for part in (self.adapter.encoders if name == "text_encoders" else (name,)))
+
+    def _targets(self, spec: TrainSpec) -> tuple[str, ...]:
+        return spec.targets or self.adapter.lora_targets
 
     def _chosen(self, spec: TrainSpec, parts: tuple[str, ...]) -> set[str]:
         """Full names of what `spec.parameters` selects. Raises UserError for a pattern that fits nothing."""

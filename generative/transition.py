@@ -73,7 +73,9 @@ def flow_transition(
 
     Give `noise` to sample (rollout) or `x_next` to score a stored sample (replay); neither is needed for `ode`.
     `sigma_max` is `sigmas[1]` of the schedule: it stands in for sigma in the denominator of flow_sde above it, where
-    1 - sigma would vanish. Raises ValueError when a stochastic step gets neither noise nor x_next.
+    1 - sigma would vanish. Deviation "sigma cap": Flow-GRPO puts it in the place of sigma == 1 only, here of every sigma
+    above it. On a schedule that is the first sigma alone, so the two differ only where the schedule starts below 1 (say at
+    0.999, whose own denominator would give 30 times the noise). Raises ValueError when a stochastic step gets neither noise nor x_next.
     """
     v, x = v.float(), x.float()
     s0, s1 = expand(sigma, x), expand(sigma_next, x)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from mmrl.config.dump import dump, flatten
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised, load
+from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised, load, trained_steps
 from mmrl.config.source import Path_
 
 
@@ -51,7 +50,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
     """The batch geometry in one line."""
     section = stage.section
     samples = section.prompts_per_step * section.group_size
-    trained = trained_steps(stage, resolved)
+    trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
     kept = (
         samples if stage.objective.selection_size is None else section.prompts_per_step * stage.objective.selection_size
     )
@@ -68,16 +67,9 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
-    passes = resolved.policy.passes(stage.plan, trained_steps(stage, resolved), 1 + len(stage.objective.needs))
+    trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
+    passes = resolved.policy.passes(stage.plan, trained, 1 + len(stage.objective.needs))
     return "forward passes per image: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
-
-
-def trained_steps(stage: ResolvedRL, resolved: Resolved) -> int:
-    """Steps of one sample that the first iteration trains."""
-    total = resolved.policy.plan_steps(stage.plan)
-    allowed = stage.objective.plan_steps(total, 0, 0)
-    mask = resolved.policy.stochastic_steps(stage.plan, allowed)[None, :]
-    return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
 
 
 def origin(key: str, resolved: Resolved) -> str:

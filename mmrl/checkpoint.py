@@ -49,7 +49,8 @@ def save(
     temporary.rename(target)
     _sync(folder)
     for old in complete(folder)[:-keep_last]:
-        shutil.rmtree(old)
+        going = old.rename(folder / f".tmp_{old.name}_old")  # a half-removed one must not look complete
+        shutil.rmtree(going)
     return target
 
 

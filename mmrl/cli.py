@@ -45,7 +45,12 @@ def train(
 ) -> None:
     """Train what CONFIG describes; everything about the run goes into one folder."""
     values = list(overrides or [])
-    if nproc is not None and "WORLD_SIZE" not in os.environ:
+    alone = "WORLD_SIZE" not in os.environ
+    if resume and alone and nproc is None:
+        from mmrl.run import stored_config
+
+        nproc = stored_config(config, values)[0].config.run.num_processes
+    if nproc is not None and alone:
         from mmrl import launch
         from mmrl.config import load
         from mmrl.run import choose_folder

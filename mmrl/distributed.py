@@ -80,6 +80,15 @@ class Group:
         """Rank 0's value on every rank."""
         return self.gather(value)[0]
 
+    def raise_together(self, problem: Exception | None) -> None:
+        """Raise on every rank when one of them has a problem, so that none waits in a collective for ever."""
+        reasons = self.gather(None if problem is None else f"{problem}")
+        if problem is not None:
+            raise problem
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise RunError(reason if rank == 0 else f"rank {rank}: {reason}")
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()

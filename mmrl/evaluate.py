@@ -14,6 +14,9 @@ from mmrl.reward import RewardSet
 from mmrl.rollout import FAILED, OK, SKIPPED, Draw, Prompt, Sample
 from mmrl.seeding import derive_seed
 
+MESSAGES = 3
+"""Failures that an evaluation tells of; their number is in the metrics."""
+
 
 @dataclass
 class Evaluation:
@@ -21,6 +24,10 @@ class Evaluation:
 
     metrics: dict[str, float]
     pictures: list[Picture]
+    failed: int = 0
+    """Samples on which some reward failed."""
+    messages: tuple[str, ...] = ()
+    """Why, the first few of them."""
 
 
 @dataclass
@@ -57,13 +64,14 @@ def evaluate(
     for start in range(0, len(mine), batch_size):
         samples += policy.generate(mine[start : start + batch_size], plan)
     scores = rewards.score(samples)
-    parts = group.gather(
-        (scores.values, scores.status, _pictures(mine, samples, scores.values, rewards.names, pictures))
-    )
+    shown = _pictures(mine, samples, scores.values, rewards.names, pictures)
+    parts = group.gather((scores.values, scores.status, shown, scores.messages[:MESSAGES]))
     values = np.concatenate([part[0] for part in parts])
     status = np.concatenate([part[1] for part in parts])
-    shown = [picture for part in parts for picture in part[2]]
-    return Evaluation(summarise(rewards.names, values, status), shown)
+    messages = tuple(message for part in parts for message in part[3])[:MESSAGES]
+    failed = int((status == FAILED).any(axis=1).sum())
+    every = [picture for part in parts for picture in part[2]]
+    return Evaluation(summarise(rewards.names, values, status), every, failed, messages)
 
 
 def summarise(names: Sequence[str], values: np.ndarray, status: np.ndarray) -> dict[str, float]:

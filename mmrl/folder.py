@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -49,10 +50,17 @@ class RunFolder:
         return self.path / "report.html"
 
     def create(self, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Write what a run starts with; config.yaml comes last, so that where it is the rest is."""
         self.samples.mkdir(parents=True, exist_ok=True)
-        with self.config.open("w", encoding="utf-8") as file:
-            YAML().dump(dict(config), file)
         write_json(self.provenance, provenance)
+        text = io.StringIO()
+        YAML().dump(dict(config), text)
+        write_text(self.config, text.getvalue())
+
+    @property
+    def started(self) -> bool:
+        """A run in it has got as far as a line of metrics."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
     def lock(self) -> IO[str]:
         """Claim the folder for this process until it ends (however it ends) or closes the file.
@@ -102,10 +110,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def next_free(root: Path) -> Path:
-    """`root/001`, or the first number after the highest one there."""
-    taken = [int(path.name) for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
-    return root / f"{max(taken, default=0) + 1:03d}"
+def newest(root: Path) -> Path | None:
+    """The numbered folder with the highest number."""
+    numbered = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    return max(numbered, key=lambda path: int(path.name), default=None)
+
+
+def claim_next(root: Path) -> Path:
+    """Make `root/001`, or the first number after the highest one there, for the caller alone."""
+    root.mkdir(parents=True, exist_ok=True)
+    while True:
+        last = newest(root)
+        folder = root / f"{int(last.name) + 1 if last is not None else 1:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another run was quicker
+            continue
+        return folder
 
 
 def open_run(path: str | Path) -> RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ ERRORS = "MMRL_ERRORS"
 """Folder in which workers other than rank 0 leave the one line that says why they stopped."""
 
 GRACE_SECONDS = 20.0
+PR_SET_PDEATHSIG = 1
 
 
 def run(arguments: Sequence[str], processes: int) -> int:
@@ -39,7 +41,9 @@ def run(arguments: Sequence[str], processes: int) -> int:
         }
         workers = [
             subprocess.Popen(
-                [sys.executable, "-m", "mmrl", *arguments], env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                [sys.executable, "-m", "mmrl", *arguments],
+                env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                preexec_fn=_die_with_parent,
             )
             for rank in range(processes)
         ]
@@ -51,6 +55,12 @@ def run(arguments: Sequence[str], processes: int) -> int:
                 print(f"rank {file.name}: {message}", file=sys.stderr)
             shown.add(message)
     return code
+
+
+def _die_with_parent() -> None:
+    """Where the kernel offers it (Linux): a worker is killed when its launcher is, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def report_error(message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmrl.config.schema import EMASection, OptimizerSection
 from mmrl.distributed import Group
 from mmrl.ema import EMA
-from mmrl.errors import RunError
+from mmrl.errors import RunError, UserError
 
 
 def lr_factor(section: OptimizerSection, step: int, total: int) -> float:
@@ -62,8 +62,13 @@ class Optimization:
         Raises RunError past `max_skipped` skipped steps.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        for loss in losses:
-            loss.backward()
+        problem: UserError | None = None
+        try:
+            for loss in losses:
+                loss.backward()
+        except UserError as error:
+            problem = error
+        self.group.raise_together(problem)
         self.group.sum_gradients(self.parameters)
         limit = self.section.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit))

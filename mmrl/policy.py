@@ -59,8 +59,17 @@ class Policy(Protocol):
         (once with gradient, the others for the terms of the objective)."""
         ...
 
+    def check_train(self, train: Any) -> None:
+        """Raise ValueError with the valid settings when this kind of model cannot be trained as `train` says."""
+        ...
+
     def load(self, device: torch.device) -> None:
         """Load the weights. Raises UserError when they cannot be loaded."""
+        ...
+
+    def check_loaded(self, train: Any, plan: Any) -> None:
+        """After `load`: raise UserError when a stage's `train` or a rollout's or evaluation's plan does not fit the loaded
+        model (targets, patterns, sizes); either may be None. Called for every stage before the first one starts."""
         ...
 
     def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:

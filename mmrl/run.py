@@ -10,10 +10,10 @@ import torch
 
 from mmrl import checkpoint, provenance
 from mmrl.config.dump import differences, dump
-from mmrl.config.resolve import Resolved, load
+from mmrl.config.resolve import Resolved, ResolvedRL, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.folder import RunFolder, next_free, open_run
+from mmrl.folder import RunFolder, claim_next, newest, open_run
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
 from mmrl.tracking import Tracking
@@ -21,30 +21,36 @@ from mmrl.trainer import Interrupted, Trainer, restore_weights
 
 
 def choose_folder(resolved: Resolved, resume: bool) -> Path:
-    """`run.dir`, or the next free `runs/NAME/001`; with `resume`, the newest one there."""
+    """`run.dir`, or the next free `runs/NAME/001` (which is made); with `resume`, the newest one there."""
     run = resolved.config.run
     if run.dir is not None:
         folder = Path(run.dir)
-        if not resume and RunFolder(folder).config.exists():
+        if not resume and RunFolder(folder).started:
             raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another run.dir=PATH")
         return folder
     root = Path("runs") / (run.name or resolved.source.name)
-    found = next_free(root)
     if not resume:
-        return found
-    last = root / f"{int(found.name) - 1:03d}"
-    if not RunFolder(last).config.exists():
+        return claim_next(root)
+    last = newest(root)
+    if last is None:
         raise UserError(f"nothing to resume: no run in {root.absolute()}; name its folder with run.dir=PATH")
     return last
 
 
+def stored_config(config: str, overrides: Sequence[str]) -> tuple[Resolved, Path]:
+    """What `--resume` goes on with: the run's own config.yaml, so that the options it was started with need not be said
+    again. `overrides` still apply; the caller refuses those that would make another run of it."""
+    path = choose_folder(load(config, overrides, read_data=False), resume=True)
+    return load(str(open_run(path).config), [*overrides, f"run.dir={path}"]), path
+
+
 def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
     """Run (or continue) a config in this process, which may be one of several. Returns the run's folder."""
-    resolved = load(config, overrides)
+    resolved = stored_config(config, overrides)[0] if resume else load(config, overrides)
     run = resolved.config.run
     group = Group(run.device, run.num_processes, run.threads)
     try:
-        path = group.broadcast(choose_folder(resolved, resume) if group.main else None)
+        path = _agree_on_folder(resolved, resume, group)
         folder = RunFolder(path)
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = (
@@ -55,9 +61,9 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         tracking = Tracking(folder, group, run.trackers, settings)
         tracking.say(f"run folder: {path.absolute()}")
         try:
-            policy = resolved.policy
-            policy.load(group.device)
-            trainer = Trainer(resolved, policy, folder, group, tracking)
+            set_up_rewards(resolved, group.device)
+            resolved.policy.load(group.device)
+            trainer = Trainer(resolved, resolved.policy, folder, group, tracking)
             if resume:
                 trainer.resume()
             trainer.run()
@@ -66,13 +72,34 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
             raise
         finally:
             tracking.close()
-            if group.main and folder.metrics.exists():
+            if group.main and folder.started:
                 _report(folder, tracking)
             if held is not None:
                 held.close()
         return path
     finally:
         group.close()
+
+
+def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
+    """Let every reward of the run load what it needs, once."""
+    named = [stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedRL)]
+    if resolved.evaluation is not None:
+        named.append(resolved.evaluation.rewards)
+    for reward in {id(reward): reward for group in named for reward, _ in group.values()}.values():
+        reward.setup(device)
+
+
+def _agree_on_folder(resolved: Resolved, resume: bool, group: Group) -> Path:
+    path: Path | None = None
+    problem: UserError | None = None
+    if group.main:
+        try:
+            path = choose_folder(resolved, resume)
+        except UserError as error:
+            problem = error
+    group.raise_together(problem)
+    return group.broadcast(path)
 
 
 def _report(folder: RunFolder, tracking: Tracking) -> None:
@@ -84,22 +111,21 @@ def _report(folder: RunFolder, tracking: Tracking) -> None:
 
 
 def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, group: Group) -> IO[str] | None:
-    """Create the folder, or check that what is resumed is the same run, and lock it. Rank 0 acts and holds the lock; every
+    """Lock the folder, then fill it, or check that what is resumed is the same run. Rank 0 acts and holds the lock; every
     rank learns of a problem."""
     problem: Exception | None = None
     held: IO[str] | None = None
     if group.main:
         try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            held = folder.lock()
             if resume:
-                _same_run(open_run(folder.path), settings)
+                _same_run(folder, settings)
             else:
                 folder.create(settings, provenance.collect(settings, seed, group.world))
-            held = folder.lock()
         except (UserError, OSError) as error:
             problem = error
-    problem = group.broadcast(problem)
-    if problem is not None:
-        raise problem
+    group.raise_together(problem)
     return held
 
 

@@ -90,22 +90,19 @@ class RLWork:
         self.sampler = GroupSampler(
             stage.prompts.load(), section.prompts_per_step, section.group_size, seed, stage.name
         )
+        self.draws = iter(self.sampler)
         self.rewards = RewardSet(stage.rewards)
         self.budget = FailureBudget(section.failures.share, section.failures.window)
         self.objective = stage.objective
         self.num_steps = policy.plan_steps(stage.plan)
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
-        if self.samples_per_step < group.world:
-            raise RunError(
-                f"stage {stage.name}: {self.samples_per_step} samples per step cannot feed {group.world} processes; "
-                "raise prompts_per_step or group_size, or start fewer processes"
-            )
         self.parity_checked = False
         self.warned: set[str] = set()
 
     def updates(self, step: int, meter: Meter) -> Updates:
-        draws = self.sampler.draws(step)
+        meter.set({"epoch": self.sampler.epoch(self.draws.index)})
+        draws = next(self.draws)
         mine = slice_of(len(draws), self.group.rank, self.group.world)
         steps = self.objective.plan_steps(self.num_steps, step, derive_seed(self.seed, self.stage.name, "steps"))
         with meter.time("rollout"):
@@ -134,9 +131,7 @@ class RLWork:
 
     def _score(self, rollout: Rollout, meter: Meter) -> Scored:
         scores = self.rewards.score(rollout.samples)
-        parts = self.group.gather(
-            (scores.values, scores.status, scores.messages, rollout.group.numpy(), rollout.log_prob, rollout.mask)
-        )
+        parts = self.group.gather((scores.values, scores.status, scores.messages, rollout.group.numpy()))
         values, status = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         group = np.concatenate([part[3] for part in parts])
         for message in (message for part in parts for message in part[2]):
@@ -152,8 +147,6 @@ class RLWork:
             group=group,
             components=values,
             weights=np.asarray(self.rewards.weights),
-            log_prob=torch.cat([part[4] for part in parts]).numpy(),
-            mask=torch.cat([part[5] for part in parts]).numpy(),
         )
         meter.set({f"reward/{key}": value for key, value in summarise(scores.names, values, status).items()})
         if np.isfinite(total).any():
@@ -190,7 +183,7 @@ class RLWork:
                 where = f"sample {int(chunk.rows[row])}, step {int(chunk.steps[row, column])} of rank {self.group.rank}"
         found = self.group.gather((worst, where, bool(few.any())))
         worst, where, _ = max(found)
-        tolerance = self.stage.section.parity_tolerance
+        tolerance = self.stage.parity_tolerance
         if worst > tolerance:
             raise RunError(
                 f"start-up parity: the replay of the first rollout gives |ratio - 1| = {worst:.2e} at {where}, allowed is "
@@ -219,9 +212,10 @@ class RLWork:
                 yield loss
 
     def state(self) -> dict[str, Any]:
-        return {"budget": self.budget.state()}
+        return {"sampler": self.draws.state(), "budget": self.budget.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        self.draws.load_state(state["sampler"])
         self.budget.load_state(state["budget"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class Tracking:
         if not self.group.main:
             return
         with self.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         if self.progress is not None and self.task is not None:
             shown = "  ".join(
                 f"{key.removeprefix('reward/')} {value:.3f}" for key, value in line.items() if _shown(key, value)
@@ -99,6 +100,12 @@ class Tracking:
         }
         if self.accelerator is not None:
             self.accelerator.log(values, step=line["total"])
+
+    def sync(self) -> None:
+        """Make sure that the lines written so far outlive a power loss; a checkpoint counts on them."""
+        if self.folder.metrics.exists():
+            with self.folder.metrics.open("rb") as file:
+                os.fsync(file.fileno())
 
     def evaluated(self, when: str, metrics: Mapping[str, float]) -> None:
         self.say(f"held-out {when}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
@@ -126,6 +133,13 @@ def _refuse_missing(trackers: tuple[str, ...]) -> None:
             f"run.trackers names {', '.join(missing)}, which is not installed; available here: {', '.join(available) or 'none'} "
             f"(pip install {missing[0]})"
         )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(key: str, value: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from mmrl import checkpoint
 from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised
 from mmrl.distributed import Group
+from mmrl.errors import RunError, UserError
 from mmrl.evaluate import Evaluation, as_json, evaluate, evaluation_draws
 from mmrl.folder import RunFolder, write_json
 from mmrl.meter import Meter
@@ -45,6 +46,7 @@ class TrainState:
     """Of the current stage, in its steps alone."""
     samples: int = 0
     failed: int = 0
+    failed_held_out: int = 0
     skipped: int = 0
     skipped_updates: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -61,31 +63,38 @@ class Trainer:
         self.state = TrainState()
         self.restored: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.stop = False
-        self._set_up_rewards()
+        self._check_stages()
 
-    def _set_up_rewards(self) -> None:
-        """Let every reward of the run load what it needs, once."""
-        named = [stage.rewards for stage in self.resolved.stages if isinstance(stage, ResolvedRL)]
+    def _check_stages(self) -> None:
+        """Everything that a later stage could fail on, before the first one starts."""
+        for stage in self.resolved.stages:
+            self.policy.check_loaded(stage.train, stage.plan if isinstance(stage, ResolvedRL) else None)
+            if isinstance(stage, ResolvedRL):
+                samples = stage.section.prompts_per_step * stage.section.group_size
+                if samples < self.group.world:
+                    raise RunError(
+                        f"stage {stage.name}: {samples} samples per step cannot feed {self.group.world} processes; "
+                        "raise prompts_per_step or group_size, or start fewer processes"
+                    )
         if self.resolved.evaluation is not None:
-            named.append(self.resolved.evaluation.rewards)
-        for reward in {id(reward): reward for group in named for reward, _ in group.values()}.values():
-            reward.setup(self.group.device)
+            self.policy.check_loaded(None, self.resolved.evaluation.plan)
 
     def resume(self) -> bool:
         """Take up the newest complete checkpoint; False when there is none yet."""
-        found = checkpoint.complete(self.folder.checkpoints)
-        if not found:
-            if self.group.main:
-                self.folder.keep_metrics(0)
-            return False
-        tensors, saved = checkpoint.load(found[-1])
-        self.state = TrainState(**saved["train"])
-        self.restored = (tensors, saved)
+        newest = self.group.broadcast(next(reversed(checkpoint.complete(self.folder.checkpoints)), None))
+        if newest is not None:
+            tensors, saved = checkpoint.load(newest)
+            self.state = TrainState(**saved["train"])
+            self.restored = (tensors, saved)
+            self.tracking.say(f"resumed from {newest} (step {self.state.total})")
+        problem: UserError | None = None
         if self.group.main:
-            self.folder.keep_metrics(self.state.metric_lines)
-        self.group.barrier()
-        self.tracking.say(f"resumed from {found[-1]} (step {self.state.total})")
-        return True
+            try:
+                self.folder.keep_metrics(self.state.metric_lines)
+            except UserError as error:
+                problem = error
+        self.group.raise_together(problem)
+        return newest is not None
 
     def run(self) -> dict[str, Any]:
         """Train every remaining stage. Returns the summary that is also written to summary.json."""
@@ -118,10 +127,10 @@ class Trainer:
                 self._step(stage, work, optimization)
                 state.seconds = time.perf_counter() - began
                 due = state.step % self.config.checkpoint.every == 0 or state.step == stage.section.steps
-                self.stop = self.group.any(self.stop)
-                if due or self.stop:
+                stop = self.group.any(self.stop)
+                if due or stop:
                     self._checkpoint(work, optimization)
-                if self.stop:
+                if stop:
                     raise Interrupted(f"stopped after step {state.total}")
         optimization.hand_on()
         last = state.stage + 1 == len(self.resolved.stages)
@@ -197,6 +206,9 @@ class Trainer:
         self.state.evaluations.append({**entry, "samples": len(draws)})
         self._save_pictures(result, stage, when)
         self.tracking.evaluated(when, result.metrics)
+        for message in result.messages:
+            self.tracking.say(message)
+        self.state.failed_held_out += result.failed
         if record is not None:
             record.update(metrics)
         else:
@@ -232,6 +244,7 @@ class Trainer:
         """Rank 0 writes; if it cannot, every rank stops with its reason."""
         problem: Exception | None = None
         if self.group.main:
+            self.tracking.sync()
             tensors, numbers = optimization.state()
             tensors |= {"trainable": dict(self.policy.trainable()), "frozen": dict(self.policy.frozen_state())}
             saved = {
@@ -246,9 +259,7 @@ class Trainer:
                 )
             except Exception as error:  # raised again on every rank, so that no rank waits for ever
                 problem = error
-        problem = self.group.broadcast(problem)
-        if problem is not None:
-            raise problem
+        self.group.raise_together(problem)
 
     def _restore(self, work: Work, optimization: Optimization) -> None:
         assert self.restored is not None
@@ -271,6 +282,7 @@ class Trainer:
         return {
             "stages": stages,
             "failed_rewards": state.failed,
+            "failed_evaluations": state.failed_held_out,
             "skipped_rewards": state.skipped,
             "skipped_updates": state.skipped_updates,
             "processes": self.group.world,

@@ -62,6 +62,13 @@ class Adapter:
             raise UserError(f"cannot load '{path}' as a {cls.pipeline}: {str(error).splitlines()[0]}") from error
         return pipe
 
+    @classmethod
+    def check_parts(cls, parts: Sequence[str]) -> None:
+        """Raises UserError for a name of `train.parts` that models of this kind do not have."""
+        for part in parts:
+            if part not in (cls.network_name, "text_encoders"):
+                raise UserError(f"train.parts: this model has no '{part}'; valid: {cls.network_name}, text_encoders")
+
     @property
     def network(self) -> Any:
         return getattr(self.pipe, self.network_name)
@@ -90,17 +97,33 @@ class Adapter:
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Pixels `(height, width)`, the model's own where not given. Raises UserError on sizes it cannot make."""
-        default = self.network.config.sample_size * self.pipe.vae_scale_factor
-        found = (height or default, width or default)
-        unit = self.size_unit
-        if found[0] % unit or found[1] % unit:
-            near = tuple(max(unit, round(side / unit) * unit) for side in found)
-            raise UserError(f"height and width must be multiples of {unit}, got {found}; nearest: {near}")
+        found = (height or self.default_size, width or self.default_size)
+        if not self.fits(found):
+            unit, most = self.size_unit, self.size_limit or max(found) + self.size_unit
+            near = tuple(min(max(unit, round(side / unit) * unit), most) for side in found)
+            raise UserError(f"height and width must be {self.valid_sizes()}, got {found}; nearest: {near}")
         return found
+
+    def fits(self, size: Sequence[int]) -> bool:
+        return all(side % self.size_unit == 0 and side <= (self.size_limit or side) for side in size)
+
+    def valid_sizes(self) -> str:
+        most = f" up to {self.size_limit}" if self.size_limit else ""
+        return f"multiples of {self.size_unit}{most}"
+
+    @property
+    def default_size(self) -> int:
+        """Pixels of a side that the model was made for."""
+        return int(self.network.config.sample_size * self.pipe.vae_scale_factor)
 
     @property
     def size_unit(self) -> int:
         return int(self.pipe.vae_scale_factor)
+
+    @property
+    def size_limit(self) -> int | None:
+        """Largest side in pixels, a multiple of `size_unit`; None where the network has none."""
+        return None
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipe.vae_scale_factor
@@ -133,7 +156,16 @@ class Adapter:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Uint8 pictures (H, W, 3) of one size -> latents `(B, ...)` float32, the mode of the VAE's posterior."""
+        """Uint8 pictures (H, W, 3) of one size -> latents `(B, ...)` float32, the mode of the VAE's posterior.
+
+        Raises UserError for pictures of several sizes, or of a size that the model cannot take."""
+        sizes = list(dict.fromkeys(image.shape[:2] for image in images))
+        if len(sizes) > 1 or not self.fits(sizes[0]):
+            named = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
+            raise UserError(
+                f"the example pictures are {named} (height x width), but a batch needs one size, {self.valid_sizes()} "
+                f"pixels; set the `size` option of the examples source, e.g. size: {self.default_size}"
+            )
         pixels = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         z = self.vae.encode(pixels).latent_dist.mode()
         config = self.vae.config

@@ -16,6 +16,17 @@ class SD15Adapter(Adapter):
     encoder_names = ("text_encoder",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
+    @classmethod
+    def read(cls, path: str, dtype: str, revision: str | None = None, **options: Any) -> Any:
+        """As `Adapter.read`, with DDIM on the same betas in the place of another diffusion scheduler."""
+        from diffusers import DDIMScheduler
+
+        pipe = super().read(path, dtype, revision, **options)
+        config = pipe.scheduler.config
+        if not isinstance(pipe.scheduler, DDIMScheduler) and "beta_schedule" in config:
+            pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+        return pipe
+
     @property
     def size_unit(self) -> int:
         return int(self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1))

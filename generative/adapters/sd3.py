@@ -30,6 +30,11 @@ class SD3Adapter(Adapter):
     def size_unit(self) -> int:
         return int(self.pipe.vae_scale_factor * self.pipe.transformer.config.patch_size)
 
+    @property
+    def size_limit(self) -> int | None:
+        patches = self.pipe.transformer.config.pos_embed_max_size
+        return patches * self.size_unit if patches else None
+
     def encode(self, texts: list[str]) -> Tensors:
         prompt, _, pooled, _ = self.pipe.encode_prompt(
             prompt=texts,

@@ -32,7 +32,6 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mmrl config"
-    schema["required"] = []  # a file that extends another may leave out anything
     definitions = schema["$defs"]
     sections = list(definitions)
     for kind in sorted(set(PLACES.values())):
@@ -47,7 +46,25 @@ def json_schema() -> dict[str, Any]:
         "description": "Base config(s) by path or shipped name; this file's values replace theirs.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
+    stages = schema["properties"]["stages"]["additionalProperties"]
+    del stages["discriminator"]
+    stages["anyOf"] = [*stages.pop("oneOf"), {"type": "null"}]  # a part of a stage may fit both kinds; null removes one
+    _make_optional(schema)
     return schema
+
+
+def _make_optional(node: Any) -> None:
+    """A file that extends another may leave out anything but the name of a component: below it stands in the base."""
+    if isinstance(node, dict):
+        if isinstance(node.get("required"), list):
+            node["required"] = [
+                key for key in node["required"] if key == "name" and "const" in node["properties"]["name"]
+            ]
+        for value in node.values():
+            _make_optional(value)
+    elif isinstance(node, list):
+        for value in node:
+            _make_optional(value)
 
 
 def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:

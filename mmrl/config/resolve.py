@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ValidationError
 
 from mmrl import components
@@ -17,6 +19,16 @@ from mmrl.objective.objective import Objective
 from mmrl.reward import RewardSet
 from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
+from mmrl.seeding import derive_seed
+
+STAGE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+"""A stage's name is part of file names, of log keys and of keys on the command line."""
+
+PARITY_TOLERANCE = 1e-4
+"""Largest |ratio - 1| before the first update where neither the config nor the clip range says less."""
+
+LOOK_AHEAD = 1000
+"""Iterations whose trained steps are looked at before the run."""
 
 
 @dataclass
@@ -41,6 +53,8 @@ class ResolvedRL(ResolvedStage):
     plan: BaseModel
     rewards: dict[str, tuple[Any, float]]
     objective: Objective
+    parity_tolerance: float
+    """The one in force: the config's, or `default_tolerance`."""
 
 
 @dataclass
@@ -118,6 +132,10 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     stages: list[ResolvedStage] = []
     for name, section in config.stages.items():
         path: Path_ = ("stages", name)
+        if not STAGE_NAME.fullmatch(name):
+            build.problems.append(
+                f"{source.where(path)}: stages.{name}: a stage's name is made of letters, digits, _ and -, got {name!r}"
+            )
         train = build.block(train_type, section.train, (*path, "train"))
         if isinstance(section, SupervisedStage):
             examples = build.component("examples", section.examples, (*path, "examples"))
@@ -133,8 +151,9 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
         )
     if not build.problems:
         for stage in stages:
+            _check_stage(stage, policy, build)
             if isinstance(stage, ResolvedRL):
-                _cross_check(stage, policy, build)
+                _cross_check(stage, policy, config, build)
                 for name in set(stage.rewards) & set(evaluation.rewards if evaluation is not None else ()):
                     build.problems.append(
                         f"{source.where(('evaluation', 'rewards', name))}: evaluation.rewards.{name}: stage '{stage.name}' "
@@ -171,7 +190,29 @@ def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | No
         build.block(plan_type, section.rollout, (*path, "rollout")),
         build.rewards(section.rewards, (*path, "rewards")),
         objective,
+        section.parity_tolerance or default_tolerance(parts["surrogate"]),
     )
+
+
+def clip_range(surrogate: Any) -> float | None:
+    """How far the ratio may go on the narrower side before the surrogate clips it, None when it does not clip."""
+    bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
+    return min((float(bound) for bound in bounds if isinstance(bound, (int, float))), default=None)
+
+
+def default_tolerance(surrogate: Any) -> float:
+    """The `parity_tolerance` of a stage that sets none."""
+    narrow = clip_range(surrogate)
+    return PARITY_TOLERANCE if narrow is None else min(PARITY_TOLERANCE, narrow / 2)
+
+
+def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:
+    """Steps of one sample that an iteration trains, under the run's `seed`."""
+    allowed = stage.objective.plan_steps(
+        policy.plan_steps(stage.plan), iteration, derive_seed(seed, stage.name, "steps")
+    )
+    mask = policy.stochastic_steps(stage.plan, allowed)[None, :]
+    return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
 
 
 def _read_data(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation | None, build: _Builder) -> None:
@@ -205,8 +246,54 @@ def _targets(prompts: Sequence[Prompt], rewards: dict[str, tuple[Any, float]]) -
             raise UserError(f"reward '{name}' compares with a target, and none of the {len(prompts)} prompts has one")
 
 
-def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
+def _check_stage(stage: ResolvedStage, policy: Any, build: _Builder) -> None:
+    """What every kind of stage must fulfil."""
     section, path = stage.section, ("stages", stage.name)
+    build.check((*path, "train"), getattr(policy, "check_train", lambda train: None), stage.train)
+    updates = section.updates_per_rollout * section.epochs if isinstance(section, RLStage) else 1
+    total, warmup = section.steps * updates, section.optimizer.warmup_steps
+    if warmup and warmup >= total:
+        here = (*path, "optimizer", "warmup_steps")
+        build.problems.append(
+            f"{build.source.where(here)}: {'.'.join(here)}: {warmup} steps of warm-up, but the stage makes {total} "
+            f"optimizer steps ({section.steps} steps x {updates} updates); use 0 to {total - 1}"
+        )
+
+
+def _trains_something(stage: ResolvedRL, policy: Any, seed: int) -> None:
+    """Raises ValueError when an iteration would train no step: it would go by as a step without signal."""
+    for iteration in range(min(stage.section.steps, LOOK_AHEAD)):
+        if trained_steps(stage, policy, seed, iteration):
+            continue
+        size = policy.plan_steps(stage.plan)
+        every = torch.ones(size, dtype=torch.bool)
+        random = policy.stochastic_steps(stage.plan, every).nonzero().flatten().tolist()
+        planned = stage.objective.plan_steps(size, iteration, derive_seed(seed, stage.name, "steps"))
+        raise ValueError(
+            f"step {iteration + 1} of the stage would train nothing: it selects {_words(planned.nonzero().flatten().tolist())}, "
+            f"and of the {size} steps of the rollout "
+            + (
+                f"{_words(random)} have a log-prob; select among these"
+                if random
+                else "none has a log-prob; use another rollout.sampler or more rollout.num_steps"
+            )
+        )
+
+
+def _words(steps: list[int]) -> str:
+    """`[0, 1, 2, 5]` -> "steps 0-2, 5"."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return "steps " + ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _cross_check(stage: ResolvedRL, policy: Any, config: Config, build: _Builder) -> None:
+    section, path = stage.section, ("stages", stage.name)
+    before = len(build.problems)
     samples = section.prompts_per_step * section.group_size
     if samples % section.updates_per_rollout:
         divisors = [d for d in range(1, samples + 1) if samples % d == 0]
@@ -216,7 +303,7 @@ def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
             f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} do not divide into "
             f"{section.updates_per_rollout} updates; nearest valid: {', '.join(map(str, near))}"
         )
-    processes = build.source.tree.get("run", {}).get("num_processes") or 1
+    processes = config.run.num_processes or 1
     if samples < processes:
         build.problems.append(
             f"{build.source.where((*path, 'group_size'))}: {'.'.join(path)}: {samples} samples per step cannot feed "
@@ -236,3 +323,12 @@ def _cross_check(stage: ResolvedRL, policy: Any, build: _Builder) -> None:
     check = getattr(stage.objective.selection, "validate_for", None)
     if check is not None:
         build.check((*path, "objective", "selection"), check, section.group_size)
+    narrow = clip_range(stage.objective.surrogate)
+    if narrow is not None and stage.parity_tolerance > narrow:
+        here = (*path, "parity_tolerance")
+        build.problems.append(
+            f"{build.source.where(here)}: {'.'.join(here)}: {stage.parity_tolerance:g} is wider than the clip range "
+            f"{narrow:g}: a replay that is off by more than the range would pass and be clipped; use {narrow:g} or less"
+        )
+    if len(build.problems) == before:
+        build.check((*path, "objective", "steps", "select"), _trains_something, stage, policy, config.run.seed)

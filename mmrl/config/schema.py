@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 
+PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,14 +84,14 @@ class EvaluationSection(Section):
 
 
 class OptimizerSection(Section):
-    lr: PositiveFloat
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: float = Field(default=0.0, ge=0)
+    lr: PositiveFinite
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFinite = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: PositiveFloat | None = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the rate rises linearly from 0."""
+    """Optimizer steps over which the rate rises linearly from 0; fewer than those of the stage."""
     max_skipped: int = Field(default=10, ge=0)
     """Optimizer steps with a non-finite gradient that are skipped before the run stops."""
 
@@ -156,8 +160,9 @@ class RLStage(StageSection):
     rewards: dict[str, RewardSpec] = Field(min_length=1)
     failures: FailureSection = FailureSection()
     objective: ObjectiveSection
-    parity_tolerance: PositiveFloat = 1e-4
-    """Largest |ratio - 1| allowed before the first update."""
+    parity_tolerance: PositiveFinite | None = None
+    """Largest |ratio - 1| allowed before the first update; default: 1e-4, or half the clip range where that is less. A
+    replay that is further off than the clip range would train on clipped steps alone."""
 
 
 Stage = Annotated[SupervisedStage | RLStage, Field(discriminator="kind")]

@@ -12,7 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
@@ -22,7 +23,7 @@ from mmrl.errors import ConfigError
 Path_ = tuple[str | int, ...]
 
 PLAIN_NAMES = ("run", "method")
-"""Sections whose `name` is a label; everywhere else a changed name means another component with other options."""
+"""Sections whose `name` and `kind` are labels; everywhere else another one means other options."""
 
 
 @dataclass
@@ -75,21 +76,27 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> Source:
     if path in seen:
         raise ConfigError(f"{path}: 'extends' goes in a circle: {' -> '.join(str(p) for p in (*seen, path))}")
     try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+    try:
+        document = YAML(typ="rt").load(text)
+    except (YAMLError, ValueError) as error:
+        line, problem = _problem(error, text)
+        raise ConfigError(f"{path}{f':{line}' if line else ''}: not valid YAML: {problem}") from None
     if not isinstance(document, CommentedMap):
         raise ConfigError(f"{path}: a config is a mapping of keys, got {type(document).__name__}")
     origin: dict[Path_, str] = {}
     tree = _plain(document, (), str(_short(path)), origin)
     own = Source(tree, origin, path.stem, path.parent)
-    bases = tree.pop("extends", [])
-    for base in reversed([bases] if isinstance(bases, str) else bases):
-        parent = _read_file(_find(str(base), path.parent, own.where(("extends",))), (*seen, path))
+    written = tree.pop("extends", [])
+    bases = [written] if isinstance(written, str) else written
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{own.where(('extends',))}: extends: got {written!r}; expected a config or a list of configs"
+        )
+    for base in reversed(bases):
+        parent = _read_file(_find(base, path.parent, own.where(("extends",))), (*seen, path))
         own = Source(_merge(parent, own, ()), parent.origin, own.name, own.folder)
     names = {file: name for name, file in shipped().items()}
     own.name = names.get(path, path.stem)
@@ -103,13 +110,30 @@ def _short(path: Path) -> Path:
         return path
 
 
+def _problem(error: YAMLError | ValueError, text: str) -> tuple[int | None, str]:
+    """Line (from 1, where known) and cause of what the YAML reader raised; a ValueError is a scalar that its tag or form
+    promises to be a number or a date."""
+    if isinstance(error, ReaderError):
+        return text.count("\n", 0, error.position) + 1, f"unprintable character {error.character!r}"
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        return (mark.line + 1 if mark is not None else None), str(error.problem or error.context)
+    return None, str(error)
+
+
+def _line(node: CommentedMap, key: Any) -> int:
+    """Line of a key; what came by a merge (`<<: *base`) has none here and takes that of the mapping."""
+    place = (node.lc.data or {}).get(key)
+    return int(node.lc.line if place is None else place[0]) + 1
+
+
 def _plain(node: Any, path: Path_, file: str, origin: dict[Path_, str]) -> Any:
     if isinstance(node, CommentedMap):
         result = {}
         for key, value in node.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{file}:{node.lc.key(key)[0] + 1}: keys are text, got {key!r}")
-            origin[(*path, key)] = f"{file}:{node.lc.key(key)[0] + 1}"
+                raise ConfigError(f"{file}:{_line(node, key)}: keys are text, got {key!r}")
+            origin[(*path, key)] = f"{file}:{_line(node, key)}"
             result[key] = _plain(value, (*path, key), file, origin)
         return result
     if isinstance(node, CommentedSeq):
@@ -126,15 +150,16 @@ def _plain(node: Any, path: Path_, file: str, origin: dict[Path_, str]) -> Any:
 
 
 def _merge(base: Source, child: Source, path: Path_) -> Any:
-    """Mappings merge key by key, everything else is replaced; a component whose name changes is replaced whole."""
+    """Mappings merge key by key, everything else is replaced; what becomes another component is replaced whole."""
     below, above = _at(base.tree, path), _at(child.tree, path)
-    renamed = (
-        isinstance(below, dict) and isinstance(above, dict) and "name" in above and above["name"] != below.get("name")
-    )
-    if not isinstance(below, dict) or not isinstance(above, dict) or (renamed and path and path[0] not in PLAIN_NAMES):
+    if not isinstance(below, dict) or not isinstance(above, dict):
         _forget(base.origin, path)
         base.origin.update({key: value for key, value in child.origin.items() if key[: len(path)] == path})
         return above
+    label = _identity(below, path)
+    if label is not None and above.get(label, below[label]) != below[label]:
+        below = _drop_options(base, below, path)
+        base.origin[path] = child.where(path)
     result = dict(below)
     for key, value in above.items():
         if value is None and isinstance(below.get(key), dict):
@@ -147,6 +172,23 @@ def _merge(base: Source, child: Source, path: Path_) -> Any:
             prefix = (*path, key)
             base.origin.update({k: v for k, v in child.origin.items() if k[: len(prefix)] == prefix})
     return result
+
+
+def _identity(node: dict[str, Any], path: Path_) -> str | None:
+    """The key that says what the mapping at `path` is, so that its other keys mean nothing under another value: `name` of a
+    component, else `kind` of a sampler or a stage; None where there is no such key."""
+    if not path or path[0] in PLAIN_NAMES:
+        return None
+    return next((key for key in ("name", "kind") if isinstance(node.get(key), str)), None)
+
+
+def _drop_options(source: Source, node: dict[str, Any], path: Path_) -> dict[str, Any]:
+    """What stays of the mapping at `path` when it becomes another component: the weight of a reward."""
+    kept = {key: value for key, value in node.items() if key == "weight" and path[-2:-1] == ("rewards",)}
+    origins = {(*path, key): source.where((*path, key)) for key in kept}
+    _forget(source.origin, path)
+    source.origin |= origins
+    return kept
 
 
 def _at(tree: Any, path: Path_) -> Any:
@@ -167,8 +209,8 @@ def _apply(source: Source, override: str) -> None:
     origin: dict[Path_, str] = {}
     try:
         value = _plain(YAML(typ="rt").load(io.StringIO(text)), (), "command line", origin)
-    except MarkedYAMLError as error:
-        raise ConfigError(f"command line: {key}: cannot read the value {text!r}: {error.problem}") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"command line: {key}: cannot read the value {text!r}: {_problem(error, text)[1]}") from None
     path = _path_in(source.tree, key)
     node: Any = source.tree
     for depth, part in enumerate(path[:-1]):
@@ -182,14 +224,10 @@ def _apply(source: Source, override: str) -> None:
         raise ConfigError(
             f"command line: {key}: is a section (keys: {', '.join(node[last])}); set one of its keys, e.g. {key}.name={value}"
         )
-    if (
-        last == "name"
-        and isinstance(node, dict)
-        and node.get("name") not in (None, value)
-        and path[0] not in PLAIN_NAMES
-    ):
+    if isinstance(node, dict) and last == _identity(node, path[:-1]) and node[last] != value:
+        kept = _drop_options(source, node, path[:-1])
         node.clear()
-        _forget(source.origin, path[:-1])
+        node |= kept
         source.origin[path[:-1]] = "command line"
     if isinstance(node, list) and isinstance(last, int):
         node[last] = value

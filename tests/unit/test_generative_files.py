@@ -11,13 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
 from torch import Tensor
 
 from mmrl.errors import UserError
 from mmrl.generative.models import SD3, SD15, TinySD3, TinySD15
 from mmrl.generative.policy import DenoisingPolicy
-from mmrl.generative.tiny import build_tiny_sd3, build_tiny_sd15
+from mmrl.generative.tiny import build_tiny_sd3, build_tiny_sd15, tiny_sd15
 from mmrl.generative.tiny_text import PHRASE_TOKENS
 from mmrl.generative.train import TrainSpec
 from mmrl.rollout import Draw, Prompt
@@ -233,6 +240,52 @@ def test_a_downloaded_folder_and_the_model_in_memory_are_the_same(tmp_path: Path
         made.load("cpu")
         torch.testing.assert_close(pictures(loaded), pictures(made))
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "sd15").unet is not None
+
+
+@pytest.mark.parametrize("spec", [TrainSpec(), LORA])
+def test_a_checkpoint_with_the_scheduler_of_sd15_is_sampled_and_trained_with_ddim(
+    spec: TrainSpec, tmp_path: Path
+) -> None:
+    pipe = tiny_sd15(size=8, width=8)
+    betas: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipe.scheduler = PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+    pipe.save_pretrained(tmp_path / "base")
+    policy = SD15(path=str(tmp_path / "base"))
+    policy.load("cpu")
+    policy.prepare(spec, True)
+    scheduler = policy.adapter.pipe.scheduler
+    assert type(scheduler) is DDIMScheduler and not scheduler.config.clip_sample
+    torch.testing.assert_close(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0] and scheduler.config.steps_offset == 1
+
+    plan = policy.plan_type(num_steps=4, guidance_scale=2.0)
+    rollout = policy.rollout(DRAWS, plan, torch.ones(4, dtype=torch.bool))
+    assert rollout.mask.all()
+    (chunk,) = policy.chunks(rollout, rollout.mask, 8)
+    parameters = policy.trainable().values()
+    optimizer = torch.optim.SGD(parameters, lr=1e-2)
+    new = policy.replay(rollout, chunk).log_prob
+    torch.testing.assert_close(new.detach(), chunk.take(rollout.log_prob), rtol=0, atol=1e-5)
+    (-new.mean()).backward()
+    optimizer.step()
+    assert float((policy.replay(rollout, chunk).log_prob - new).detach().abs().max()) > 1e-6
+
+    wanted = policy.generate(DRAWS, plan)[1].images[0]
+    for to in ("diffusers", "peft") if spec.mode == "lora" else ("diffusers",):
+        folder = policy.export(tmp_path / to, to, plan)
+        made = run_readme(folder, DRAWS[1].seed, **{"the base model": str(tmp_path / "base")})
+        assert np.abs(made.astype(int) - wanted).max() <= 1, to
+        assert "DDIMScheduler" in (folder / "README.md").read_text()
+
+
+def test_a_flow_scheduler_on_a_diffusion_model_is_refused(tmp_path: Path) -> None:
+    pipe = tiny_sd15(size=8, width=8)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe.save_pretrained(tmp_path)
+    policy = SD15(path=str(tmp_path))
+    policy.load("cpu")
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler is not supported for diffusion"):
+        policy.check_loaded(None, policy.sampling_type())
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ BLOCKS = {"rollout": "plan_type", "sampling": "sampling_type", "train": "train_t
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12 schema; names outside the table (your own classes) pass with any options."""
     schema = Config.model_json_schema()
+    _make_optional(schema)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "mmrl config"
     definitions = schema["$defs"]
@@ -49,20 +50,16 @@ def json_schema() -> dict[str, Any]:
     stages = schema["properties"]["stages"]["additionalProperties"]
     del stages["discriminator"]
     stages["anyOf"] = [*stages.pop("oneOf"), {"type": "null"}]  # a part of a stage may fit both kinds; null removes one
-    _make_optional(schema)
     return schema
 
 
 def _make_optional(node: Any) -> None:
-    """A file that extends another may leave out anything but the name of a component: below it stands in the base."""
+    """Nothing is required: a file that extends another leaves out what stands in the base."""
     if isinstance(node, dict):
-        if isinstance(node.get("required"), list):
-            node["required"] = [
-                key for key in node["required"] if key == "name" and "const" in node["properties"]["name"]
-            ]
-        for value in node.values():
-            _make_optional(value)
-    elif isinstance(node, list):
+        if isinstance(node.get("required"), list):  # not a property of that name
+            del node["required"]
+        node = list(node.values())
+    if isinstance(node, list):
         for value in node:
             _make_optional(value)
 
@@ -73,12 +70,13 @@ def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
     for name in known:
         found = components.resolve(kind, name)
         one = found.model_json_schema(ref_template=f"#/$defs/{kind}_{name}_{{model}}")
+        _make_optional(one)
         for inner, definition in one.pop("$defs", {}).items():
             definitions[f"{kind}_{name}_{inner}"] = definition
         one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
         if kind == "reward":
             one["properties"]["weight"] = {"type": "number", "default": 1.0}
-        one["required"] = ["name", *one.get("required", [])]
+        one["required"] = ["name"]  # says which options there are
         options.append(one)
     own = {
         "type": "object",
@@ -95,6 +93,7 @@ def _block(attribute: str, definitions: dict[str, Any]) -> dict[str, Any]:
     options = []
     for found in sorted(types, key=lambda t: t.__name__):
         one = found.model_json_schema(ref_template=f"#/$defs/{found.__name__}_{{model}}")
+        _make_optional(one)
         for inner, definition in one.pop("$defs", {}).items():
             definitions[f"{found.__name__}_{inner}"] = definition
         options.append(one)

@@ -197,7 +197,7 @@ def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | No
 def clip_range(surrogate: Any) -> float | None:
     """How far the ratio may go on the narrower side before the surrogate clips it, None when it does not clip."""
     bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
-    return min((float(bound) for bound in bounds if isinstance(bound, (int, float))), default=None)
+    return min((float(bound) for bound in bounds if isinstance(bound, (int, float)) and bound > 0), default=None)
 
 
 def default_tolerance(surrogate: Any) -> float:

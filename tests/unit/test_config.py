@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import textwrap
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from mmrl import components
 from mmrl.config import load
 from mmrl.config.dump import differences, dump, flatten
 from mmrl.config.json_schema import json_schema
@@ -141,6 +143,48 @@ def test_override_of_a_component_name_drops_its_old_options(config: Path) -> Non
     assert type(resolved.stages[1].objective.surrogate).__name__.lower().startswith("reinforce")
 
 
+def test_override_of_a_kind_drops_its_old_options(config: Path) -> None:
+    config.write_text(BASE.replace("flow_sde, level: 0.7", "flow_sde, level: 1.2"))
+    resolved = load(str(config), ["stages.rl.rollout.sampler.kind=cps"])
+    assert resolved.stages[1].plan.sampler.level == 0.8
+    resolved = load(str(config), ["stages.rl.rollout.sampler.kind=flow_sde"])
+    assert resolved.stages[1].plan.sampler.level == 1.2
+
+
+def test_a_reward_keeps_its_weight_under_another_name(config: Path, tmp_path: Path) -> None:
+    resolved = load(str(config), ["stages.rl.rewards.dense.name=jpeg_compressibility"])
+    assert resolved.stages[1].rewards["dense"][1] == 0.5
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nstages: {rl: {rewards: {dense: {name: jpeg_compressibility}}}}\n")
+    resolved = load(str(child))
+    assert resolved.stages[1].rewards["dense"][1] == 0.5
+    path = ("stages", "rl", "rewards", "dense")
+    assert "base.yaml" in resolved.source.where((*path, "weight")) and "child.yaml" in resolved.source.where(path)
+    assert ("mode" not in read(str(child)).tree["stages"]["rl"]["rewards"]["dense"]) and (
+        *path,
+        "mode",
+    ) not in resolved.source.origin
+    child.write_text("extends: base.yaml\nstages: {rl: {rewards: {dense: {name: jpeg_compressibility, weight: 2}}}}\n")
+    assert load(str(child)).stages[1].rewards["dense"][1] == 2
+
+
+def test_extends_with_another_kind_drops_the_old_options(config: Path, tmp_path: Path) -> None:
+    config.write_text(BASE.replace("flow_sde, level: 0.7", "flow_sde, level: 1.2"))
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nstages: {rl: {rollout: {sampler: {kind: dance_sde}}}}\n")
+    plan = load(str(child)).stages[1].plan
+    assert (plan.sampler.level, plan.num_steps) == (0.3, 4)
+
+
+def test_an_option_called_kind_is_only_an_option(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def noise(samples, kind='a', scale=1.0):\n    return [scale] * len(samples)\n")
+    config.write_text(
+        BASE.replace("      dense:", "      mine: {name: 'mine.py:noise', kind: b, scale: 2.0}\n      dense:")
+    )
+    tree = read(str(config), ["stages.rl.rewards.mine.kind=c"]).tree
+    assert tree["stages"]["rl"]["rewards"]["mine"] == {"name": "mine.py:noise", "kind": "c", "scale": 2.0}
+
+
 def test_override_can_remove_a_stage(config: Path) -> None:
     assert [stage.name for stage in load(str(config), ["stages.warm=null"]).stages] == ["rl"]
 
@@ -162,6 +206,17 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
     assert "circle" in failure(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize("written", ["", "3", "{a: b}", "[1]"])
+def test_extends_that_names_no_config(tmp_path: Path, written: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"run: {{seed: 1}}\nextends: {written}\n")
+    assert "a.yaml:2: extends: got" in failure(tmp_path / "a.yaml")
+
+
+def test_a_file_can_remove_what_its_base_has(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nstages: {warm: null}\n")
+    assert [stage.name for stage in load(str(tmp_path / "child.yaml")).stages] == ["rl"]
+
+
 def test_missing_and_misspelt_config() -> None:
     with pytest.raises(ConfigError, match="did you mean 'quickstart/generative'"):
         load("quickstart/generativ")
@@ -171,6 +226,40 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("policy: {name: tiny_sd3\nstages: 3\n")
     assert "broken.yaml:2" in failure(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("run: {seed: 1}\npolicy: {name: a\x01b}\n", "odd.yaml:2: not valid YAML: unprintable character"),
+        ("run: *missing\n", "odd.yaml:1: not valid YAML: found undefined alias"),
+        ("%YAML 9.9\n---\nrun: 1\n", "odd.yaml:1: not valid YAML"),
+        ("run: {seed: 2024-13-45}\n", "odd.yaml: not valid YAML: month must be"),
+        ("run: {<<: 3}\n", "odd.yaml:1: not valid YAML: expected a mapping"),
+    ],
+)
+def test_what_is_not_yaml_names_file_and_line(tmp_path: Path, text: str, place: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    assert place in failure(path)
+
+
+def test_override_that_is_not_yaml(config: Path) -> None:
+    for text in ("[1", "a\x01b", "2024-13-45"):
+        assert failure(config, f"run.name={text}").startswith("command line: run.name: cannot read the value")
+
+
+def test_yaml_merge_keys_are_merged(config: Path) -> None:
+    config.write_text(
+        BASE.replace("optimizer: {lr: 1e-3}", "optimizer: &adam {lr: 1e-3, weight_decay: 0.5}").replace(
+            "optimizer: {lr: 1e-4, eps: 1e-5}", "optimizer: {<<: *adam, lr: 1e-4}"
+        )
+    )
+    resolved = load(str(config))
+    optimizer = resolved.stages[1].section.optimizer
+    assert (optimizer.lr, optimizer.weight_decay) == (1e-4, 0.5)
+    line = line_of(config, "*adam")
+    assert resolved.source.where(("stages", "rl", "optimizer", "weight_decay")).endswith(f"base.yaml:{line}")
 
 
 def test_duplicate_key_is_an_error(tmp_path: Path) -> None:
@@ -194,6 +283,88 @@ def test_window_outside_the_steps(config: Path) -> None:
     )
     message = failure(config)
     assert f"base.yaml:{line_of(config, 'window')}" in message and "9" in message and "4" in message
+
+
+@pytest.mark.parametrize(
+    ("rollout", "selected", "words"),
+    [
+        ("{num_steps: 4, sampler: {kind: cps}}", "{name: window, size: 1, range: [3, 4]}", ("steps 3,", "steps 0-2")),
+        ("{num_steps: 1, sampler: {kind: cps}}", "{name: all}", ("none has a log-prob", "num_steps")),
+        (
+            "{num_steps: 4, sampler: {kind: cps}}",
+            "{name: window, size: 1, every: 1, range: [2, 4]}",
+            ("step 2 of the",),
+        ),
+    ],
+)
+def test_steps_without_a_log_prob_cannot_be_all_that_is_trained(
+    config: Path, rollout: str, selected: str, words: tuple[str, ...]
+) -> None:
+    config.write_text(
+        BASE.replace("{num_steps: 4, sampler: {kind: flow_sde, level: 0.7}}", rollout).replace(
+            "      surrogate:", f"      steps: {{select: {selected}}}\n      surrogate:"
+        )
+    )
+    message = failure(config)
+    assert f"base.yaml:{line_of(config, 'select')}: stages.rl.objective.steps.select: step" in message
+    assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("number", ["2", "'2'"])
+def test_number_of_processes_is_read_as_a_number(config: Path, number: str) -> None:
+    config.write_text(f"run: {{num_processes: {number}}}\n" + BASE)
+    assert load(str(config)).config.run.num_processes == 2
+    assert "8 samples per step cannot feed 9 processes" in failure(config, "run.num_processes='9'")
+    config.write_text(f"run: null\n{BASE}")
+    assert "run: got None" in failure(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", ".inf"), ("lr", "0"), ("lr", ".nan"), ("betas", "[0.9, 1.0]"), ("betas", "[-0.1, 0.9]"), ("eps", "0"),
+     ("weight_decay", ".inf")],
+)  # fmt: skip
+def test_optimizer_numbers_out_of_bounds(config: Path, key: str, value: str) -> None:
+    assert failure(config, f"stages.rl.optimizer.{key}={value}").startswith(f"command line: stages.rl.optimizer.{key}")
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "a.b", "ä", "''"])
+def test_names_of_stages(config: Path, name: str) -> None:
+    config.write_text(BASE.replace("  warm:", f"  {name}:"))
+    message = failure(config)
+    assert f"base.yaml:{line_of(config, f'  {name}:')}: stages." in message and "letters, digits, _ and -" in message
+
+
+def test_warm_up_must_end_before_the_stage(config: Path) -> None:
+    message = failure(config, "stages.rl.optimizer.warmup_steps=4", "stages.rl.updates_per_rollout=2")
+    assert "command line: stages.rl.optimizer.warmup_steps: 4 steps of warm-up" in message
+    assert "4 optimizer steps (2 steps x 2 updates); use 0 to 3" in message
+    assert "use 0 to 1" in failure(config, "stages.warm.optimizer.warmup_steps=2")
+    load(str(config), ["stages.rl.optimizer.warmup_steps=3", "stages.rl.updates_per_rollout=2"])
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "expected"),
+    [("{name: clip, low: 1e-4, high: 2e-4}", 5e-5), ("{name: clip}", 1e-4), ("{name: reinforce}", 1e-4)],
+)
+def test_parity_tolerance_stays_inside_the_clip_range(config: Path, surrogate: str, expected: float) -> None:
+    overrides = [f"stages.rl.objective.surrogate={surrogate}"]
+    stage = load(str(config), overrides).stages[1]
+    assert stage.parity_tolerance == expected and stage.section.parity_tolerance is None
+    assert load(str(config), [*overrides, "stages.rl.parity_tolerance=1e-6"]).stages[1].parity_tolerance == 1e-6
+
+
+def test_parity_tolerance_wider_than_the_clip_range(config: Path) -> None:
+    message = failure(config, "stages.rl.parity_tolerance=1e-3")
+    assert message.startswith("command line: stages.rl.parity_tolerance: 0.001 is wider than the clip range 0.0001")
+
+
+def test_a_policy_can_refuse_a_train_block(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, train: object) -> None:
+        raise ValueError("no such part; it has: transformer")
+
+    monkeypatch.setattr(components.resolve("policy", "tiny_sd3"), "check_train", refuse, raising=False)
+    assert "stages.warm.train: no such part" in failure(config)
 
 
 def test_geometry_that_does_not_divide_shows_valid_settings(config: Path) -> None:
@@ -236,6 +407,46 @@ def test_schema_accepts_what_loads(config: Path) -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
     assert list(validator.iter_errors(read(str(config)).tree)) == []
     assert list(validator.iter_errors(read(str(config), ["run.sed=1"]).tree))
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_schema_accepts_every_shipped_file_as_written(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    tree = YAML(typ="safe").load(shipped()[name].read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert list(validator.iter_errors(tree)) == []
+    for path in (
+        ("policy",),
+        ("stages", "rl"),
+        ("stages", "rl", "rollout"),
+        ("stages", "rl", "objective", "surrogate"),
+    ):
+        wrong = copy.deepcopy(tree)
+        node = wrong
+        for key in path:
+            node = node.get(key) if node is not None else None
+        if node is not None:
+            node["mispelt"] = 1
+            assert list(validator.iter_errors(wrong)), path
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("extends: base.yaml", True),
+        ("stages: {rl: {group_size: 8}}", True),
+        ("stages: {warm: null}", True),
+        ("stages: {rl: {group_sise: 8}}", False),
+        ("stages: {rl: {rollout: {sampler: {levl: 1}}}}", False),
+        ("stages: {rl: {objective: {surrogate: {name: clip, lov: 1}}}}", False),
+        ("stages: {rl: {objective: {surrogate: {low: 1}}}}", False),
+        ("evaluation: {evry: 1}", False),
+    ],
+)
+def test_schema_of_a_part_of_a_config(text: str, good: bool) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert (list(validator.iter_errors(YAML(typ="safe").load(text))) == []) is good
 
 
 def test_a_users_component_by_file(config: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_parts_of_another_family_are_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("spec", [TrainSpec(), LORA])
 def test_float16_is_not_trained(spec: TrainSpec) -> None:
-    with pytest.raises(ValueError, match="float16 cannot be trained .*; use bfloat16 or float32"):
+    with pytest.raises(ValueError, match=r"float16 cannot be trained .*; use bfloat16 or float32"):
         SD15(path="x", dtype="float16").check_train(spec)
     SD15(path="x", dtype="bfloat16").check_train(spec)
 

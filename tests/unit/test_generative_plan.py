@@ -128,7 +128,7 @@ def test_ddim_ends_where_its_scheduler_says() -> None:
 def test_a_size_that_does_not_fit_is_named_with_its_neighbour() -> None:
     policy = TinySD3(layers=2, heads=2, head_dim=16)
     policy.load("cpu")
-    with pytest.raises(UserError, match=r"multiples of 8, got \(20, 24\); nearest: \(16, 24\)"):
+    with pytest.raises(UserError, match=r"multiples of 8 up to 24, got \(20, 24\); nearest: \(16, 24\)"):
         policy.adapter.size(20, None)
 
 

@@ -176,4 +176,4 @@ def _spread(model: nn.Module, name: str, std: float) -> None:
     """Draw the weights of the modules called `name` again, wider: tiny encoders learn word order much sooner."""
     for path, module in model.named_modules():
         if path.endswith(name):
-            nn.init.normal_(module.weight, 0.0, std)  # type: ignore[arg-type]
+            nn.init.normal_(module.weight, 0.0, std)

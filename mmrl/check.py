@@ -29,7 +29,9 @@ def show(config: str, overrides: Sequence[str], console: Console) -> None:
             f"held-out rewards: {held_out}",
             highlight=False,
         )
-    table = Table("key", "value", "from", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "value", "from"):
+        table.add_column(heading, overflow="fold")
     for key, value in flatten(dump(resolved)).items():
         table.add_row(key, str(value), origin(key, resolved))
     console.print(table)

@@ -53,9 +53,7 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         path = _agree_on_folder(resolved, resume, group)
         folder = RunFolder(path)
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # a debugging aid that costs time at every allocation
-        )
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a debugging aid; slow)
         settings = dump(resolved)
         held = _open(folder, settings, resume, run.seed, group)
         tracking = Tracking(folder, group, run.trackers, settings)

@@ -304,8 +304,8 @@ class Trainer:
                 old[number] = signal.signal(number, handler)
             yield
         finally:
-            for number, previous in old.items():
-                signal.signal(number, previous)
+            for restored, previous in old.items():
+                signal.signal(restored, previous)
 
 
 def restore_weights(policy: Policy, tensors: dict[str, dict[str, torch.Tensor]], averaged: bool = False) -> None:

@@ -104,6 +104,7 @@ class EMASection(Section):
 
 
 class StageSection(Section):
+    kind: str
     steps: PositiveInt
     train: dict[str, Any] = Field(default_factory=dict)
     optimizer: OptimizerSection

@@ -24,16 +24,23 @@ def validate(model: type[Model], value: Any, source: Source, path: Path_ = ()) -
 
 
 def lines(error: ValidationError, model: type[BaseModel], source: Source, path: Path_ = ()) -> list[str]:
-    """One line per problem: `file:line: key: what was got; what was expected`."""
-    found = []
-    for item in error.errors():
+    """One line per problem: `file:line: key: what was got; what was expected`.
+
+    A misspelt key is told once, not a second time as the missing key that it was meant to be.
+    """
+    found: list[str] = []
+    meant: set[tuple[str | int, ...]] = set()
+    for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
         loc = tuple(_without_tags(item["loc"], source.tree, path))
         key = ".".join(str(part) for part in (*path, *loc))
         if item["type"] == "extra_forbidden":
             known = sorted(_fields_at(model, item["loc"][:-1]))
             near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            meant |= {(*loc[:-1], name) for name in near}
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             text = f"unknown key '{loc[-1]}'; {hint}"
+        elif item["type"] == "missing" and loc in meant:
+            continue
         elif item["type"] == "missing":
             text = "is required and missing"
         elif item["type"] == "value_error":
@@ -46,9 +53,9 @@ def lines(error: ValidationError, model: type[BaseModel], source: Source, path: 
 
 def _without_tags(loc: Iterable[str | int], tree: Any, path: Path_) -> list[str | int]:
     """pydantic puts the tag of a discriminated union ("rl") into the location; drop what the tree does not have."""
-    node = tree
+    node: Any = tree
     for part in path:
-        node = node[part] if isinstance(node, (dict, list)) else None
+        node = node[part] if isinstance(node, (dict, list)) else None  # type: ignore[index]
     kept: list[str | int] = []
     parts = list(loc)
     for index, part in enumerate(parts):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 TINY = """
 # A run of seconds: every part of the house, nothing learned.
-policy: {name: tiny_sd3, layers: 1, heads: 1}
+policy: {name: tiny_sd3, layers: 2, heads: 1}
 run: {seed: 3, threads: 1}
 checkpoint: {every: 2, keep_last: 2}
 stages:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.end_to_end.helpers import TINY, metrics, mmrl, newest, write_config
 
@@ -148,9 +149,11 @@ def test_default_folders_are_numbered(tmp_path: Path) -> None:
 
 def test_lora_run_exports_its_adapter(tmp_path: Path) -> None:
     text = TINY.replace("    objective:\n", "    train: {mode: lora, rank: 4, alpha: 8}\n    objective:\n")
-    mmrl("train", write_config(tmp_path, text), f"run.dir={tmp_path / 'run'}")
+    mmrl("train", write_config(tmp_path, text), f"run.dir={tmp_path / 'run'}", "stages.warm=null")
     exported = Path(mmrl("export", tmp_path / "run", "--to", "peft").stdout.strip())
-    assert list(exported.glob("**/*.safetensors"))
+    written = load_file(next(exported.glob("**/adapter_model.safetensors")))
+    assert written and all(".lora_A." in key or ".lora_B." in key for key in written)
+    assert any(value.any() for key, value in written.items() if ".lora_B." in key), "the adapter was never trained"
 
 
 def test_doctor_runs() -> None:

@@ -26,6 +26,8 @@ def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("lines", [2, 6], ids=["in_the_warm_start", "in_rl"])
 def test_killed_run_continues_bit_identically(straight: tuple[Path, Path, int], tmp_path: Path, lines: int) -> None:
     config, reference, processes = straight
+    if processes > 1 and lines < 4:
+        pytest.skip("the warm start is covered with one process")
     run = tmp_path / "run"
     process = start("train", config, f"run.dir={run}", "--nproc", processes)
     wait_for_lines(run / "metrics.jsonl", lines, process)
@@ -57,6 +59,8 @@ def test_interrupt_stops_after_a_checkpoint_and_resumes(straight: tuple[Path, Pa
 
 def test_resume_of_a_finished_run_changes_nothing(straight: tuple[Path, Path, int]) -> None:
     config, reference, processes = straight
+    if processes > 1:
+        pytest.skip("one process is enough")
     before = (metrics(reference), weights(reference))
     mmrl("train", config, f"run.dir={reference}", "--nproc", processes, "--resume")
     assert metrics(reference) == before[0]

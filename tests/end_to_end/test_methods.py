@@ -1,0 +1,29 @@
+"""Every shipped method runs through the real command on the embedded model and changes its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmrl.config.source import shipped
+from tests.end_to_end.helpers import metrics, mmrl
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("methods/")])
+def test_method_trains_two_steps(name: str, tmp_path: Path) -> None:
+    small = ["stages.rl.steps=2", "stages.rl.prompts_per_step=2", "evaluation.samples_per_prompt=1", "run.threads=1"]
+    first = [] if name.endswith("ddpo") else ["stages.warm=null"]  # ddpo has no warm start
+    mmrl(
+        "train",
+        name,
+        f"run.dir={tmp_path / 'run'}",
+        *first,
+        *small,
+        "stages.rl.rewards={jpeg: {name: jpeg_compressibility}}",
+    )
+    steps = [line for line in metrics(tmp_path / "run") if "ratio" in line]
+    assert len(steps) == 2 and all(line["grad_norm"] > 0 and line["failed"] == 0 for line in steps)
+    assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-3)

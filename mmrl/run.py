@@ -37,16 +37,21 @@ def choose_folder(resolved: Resolved, resume: bool) -> Path:
     return last
 
 
-def stored_config(config: str, overrides: Sequence[str]) -> tuple[Resolved, Path]:
+def stored_config(config: str, overrides: Sequence[str]) -> tuple[Resolved, list[str]]:
     """What `--resume` goes on with: the run's own config.yaml, so that the options it was started with need not be said
-    again. `overrides` still apply; the caller refuses those that would make another run of it."""
-    path = choose_folder(load(config, overrides, read_data=False), resume=True)
-    return load(str(open_run(path).config), [*overrides, f"run.dir={path}"]), path
+    again. `overrides` still apply; the caller refuses those that would make another run of it.
+
+    Also returns the keys in which `config` differs from it by now, which have no effect.
+    """
+    named = load(config, overrides, read_data=False)
+    path = choose_folder(named, resume=True)
+    own = load(str(open_run(path).config), [*overrides, f"run.dir={path}"])
+    return own, [key for key, _, _ in differences(RunFolder(path).config, dump(named))]
 
 
 def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
     """Run (or continue) a config in this process, which may be one of several. Returns the run's folder."""
-    resolved = stored_config(config, overrides)[0] if resume else load(config, overrides)
+    resolved, unused = stored_config(config, overrides) if resume else (load(config, overrides), [])
     run = resolved.config.run
     group = Group(run.device, run.num_processes, run.threads)
     try:
@@ -58,6 +63,11 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         held = _open(folder, settings, resume, run.seed, group)
         tracking = Tracking(folder, group, run.trackers, settings)
         tracking.say(f"run folder: {path.absolute()}")
+        if unused:
+            more = ", ..." if len(unused) > 5 else ""
+            tracking.say(
+                f"the run goes on with its own config.yaml; {config} says otherwise in {', '.join(unused[:5])}{more}"
+            )
         try:
             set_up_rewards(resolved, group.device)
             resolved.policy.load(group.device)

@@ -94,3 +94,12 @@ def test_half_written_checkpoint_is_not_loaded(straight: tuple[Path, Path, int],
     (half / "trainable.safetensors").write_bytes(b"half")
     mmrl("train", config, f"run.dir={run}", "--nproc", 1, "--resume")
     same_run(run, reference)
+
+
+def test_resume_needs_no_overrides_and_tells_what_the_config_says_otherwise(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    run = tmp_path / "run"
+    mmrl("train", config, f"run.dir={run}", "stages.warm=null", "stages.rl.steps=2", "--nproc", 2)
+    done = mmrl("train", config, f"run.dir={run}", "--resume")
+    assert "goes on with its own config.yaml" in done.stderr and "stages.rl.steps" in done.stderr
+    assert "0 steps" in done.stderr, "the finished run has nothing left to do"

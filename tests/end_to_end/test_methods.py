@@ -26,4 +26,4 @@ def test_method_trains_two_steps(name: str, tmp_path: Path) -> None:
     )
     steps = [line for line in metrics(tmp_path / "run") if "ratio" in line]
     assert len(steps) == 2 and all(line["grad_norm"] > 0 and line["failed"] == 0 for line in steps)
-    assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-2)

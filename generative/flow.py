@@ -12,7 +12,14 @@ from torch import Tensor
 from mmrl.generative.noise import Noise
 from mmrl.generative.plan import FlowPlan, FlowSampling
 from mmrl.generative.policy import DenoisingPolicy
-from mmrl.generative.schedule import FlowPrediction, FlowSchedule, flow_prediction, flow_schedule, shifted_schedule
+from mmrl.generative.schedule import (
+    FlowPrediction,
+    FlowSchedule,
+    flow_prediction,
+    flow_schedule,
+    shift_sigmas,
+    shifted_schedule,
+)
 from mmrl.generative.train import TrainSpec
 from mmrl.generative.transition import Transition, expand, flow_transition, rows_mean
 from mmrl.rollout import Sample
@@ -78,6 +85,7 @@ class FlowPolicy(DenoisingPolicy):
         texts = self._dropped(examples, noise, spec.caption_dropout)
         u = noise.uniform().clamp(1e-4, 1 - 1e-4)
         sigma = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
+        sigma = shift_sigmas(sigma, spec.noise_shift)
         eps, s = noise.draw(), expand(sigma, x0)
         x = (1 - s) * x0 + s * eps
         output = self.predict(x, sigma * 1000, (self._conditioning(texts).rows(texts, self.device), None), 1.0)

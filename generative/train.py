@@ -29,6 +29,9 @@ class TrainSpec(BaseModel):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     noise: Literal["uniform", "logit_normal"] = "uniform"
     """Supervised stages of a flow: how noise levels are drawn (a diffusion model always draws timesteps uniformly)."""
+    noise_shift: PositiveFloat = 1.0
+    """Supervised stages of a flow: sigma becomes shift sigma / (1 + (shift - 1) sigma), so more than 1 trains more on high
+    noise, where the layout is decided (the shift of SD3)."""
     loss: Literal["velocity", "balanced", "sample"] = "velocity"
     """Supervised stages of a flow: squared error of the velocity, of the predicted clean sample, or between the two."""
     min_sigma: PositiveFloat = 0.05

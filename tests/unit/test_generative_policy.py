@@ -278,14 +278,16 @@ def test_the_supervised_loss_of_an_example_is_its_own(kind: str, spec: TrainSpec
     assert not torch.allclose(whole, policy.supervised_loss(examples, seeds[::-1]))
 
 
-def test_the_flow_matching_loss_against_a_loop() -> None:
-    policy = policy_of("sd3")
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_flow_matching_loss_against_a_loop(shift: float) -> None:
+    policy = policy_of("sd3", TrainSpec(noise_shift=shift))
     image = np.full((24, 24, 3), 200, dtype=np.uint8)
     sample = Sample(Prompt("0", CAPTIONS[0]), images=(image,))
     found = float(policy.supervised_loss([sample], [7]).detach())
     g = torch.Generator().manual_seed(7)
     torch.rand(1, generator=g)  # caption dropout
-    sigma, eps = float(torch.rand(1, generator=g)), torch.randn(1, 3, 24, 24, generator=g)
+    u, eps = float(torch.rand(1, generator=g)), torch.randn(1, 3, 24, 24, generator=g)
+    sigma = shift * u / (1 + (shift - 1) * u)
     x0 = torch.full((1, 3, 24, 24), 200 / 127.5 - 1)
     cond = policy.adapter.encode([CAPTIONS[0]])
     out = policy.adapter.predict((1 - sigma) * x0 + sigma * eps, torch.tensor([1000 * sigma]), cond)

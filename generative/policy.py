@@ -29,7 +29,7 @@ from mmrl.generative.train import TrainSpec
 from mmrl.generative.trained import Weights
 from mmrl.generative.transition import Transition, kl_divergence
 from mmrl.policy import ModelName
-from mmrl.rollout import Chunk, Draw, Rollout, Sample, StepOutput
+from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 
 VIEWS = ("original", "blank")
 
@@ -45,6 +45,7 @@ class DenoisingPolicy(Component):
     exports: ClassVar[tuple[str, ...]] = ("diffusers", "peft")
     flat_chunks: ClassVar[bool] = True
     """A row of a chunk is one (sample, step) pair."""
+    blind_view: ClassVar[str | None] = None
 
     _adapter: Adapter | None = PrivateAttr(default=None)
     _weights: Weights | None = PrivateAttr(default=None)
@@ -115,6 +116,10 @@ class DenoisingPolicy(Component):
                 raise
             except ValueError as error:
                 raise UserError(f"num_steps {plan.num_steps} does not fit this model's scheduler: {error}") from error
+
+    def fits(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
+        """Every prompt: text encoders shorten what is too long for them."""
+        return list(prompts), {}
 
     @property
     def adapter(self) -> Adapter:
@@ -200,9 +205,10 @@ class DenoisingPolicy(Component):
         )
 
     @torch.no_grad()
-    def generate(self, draws: Sequence[Draw], plan: Any) -> list[Sample]:
+    def generate(self, draws: Sequence[Draw], plan: Any, view: str = "original") -> list[Sample]:
         """Images by the ODE, each from the noise of its own `draw.seed`; `plan` is a `sampling_type`."""
-        schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
+        _check_view(view)
+        schedule, texts = self.schedule(plan), ["" if view == "blank" else draw.prompt.text for draw in draws]
         conditioning = self._conditioning(self._with_blank(texts, plan))
         samples: list[Sample] = []
         for at in range(0, len(draws), plan.micro_batch):
@@ -233,8 +239,7 @@ class DenoisingPolicy(Component):
 
         Views: "original", "blank" (the empty caption). Raises UserError for another.
         """
-        if view not in VIEWS:
-            raise UserError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+        _check_view(view)
         if model == "reference":
             with torch.no_grad(), self.weights.as_reference():
                 return self._score(rollout.payload, chunk, view, reference=True)
@@ -335,6 +340,11 @@ class DenoisingPolicy(Component):
             raise UserError(f"cannot export to '{to}'; valid: {', '.join(self.exports)}")
         chosen: Any = plan or self.sampling_type()
         return export.write(self, Path(folder), to, chosen)
+
+
+def _check_view(view: str) -> None:
+    if view not in VIEWS:
+        raise UserError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
 
 
 def _loaded(value: Any) -> Any:

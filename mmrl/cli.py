@@ -18,6 +18,8 @@ from mmrl.errors import UserError
 from mmrl.launch import report_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config.")
+app.add_typer(data_app, name="data")
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's.")
@@ -94,6 +96,21 @@ def list_(
         for row in rows:
             table.add_row(*(str(value) for value in row.values()))
         console.print(table, "")
+
+
+@data_app.command()
+def preview(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many prompts and examples to show.")] = 24,
+    stage: Annotated[str | None, typer.Option(help="A stage, or evaluation; default: all of them.")] = None,
+) -> None:
+    """Draw a picture sheet of what the model gets: pictures, questions and answers."""
+    from mmrl.preview import write_preview
+
+    for line in write_preview(config, list(overrides or []), out, count, stage):
+        print(line)
 
 
 @app.command()

@@ -56,13 +56,16 @@ def evaluation_draws(prompts: Sequence[Prompt], samples_per_prompt: int, seed: i
 
 
 def evaluate(
-    policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, pictures: int, batch_size: int, group: Group
-) -> Evaluation:
-    """Generate and score `draws` (split over ranks). Collective: every rank calls it and gets the same metrics."""
+    policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, pictures: int, batch_size: int, group: Group,
+    by: Sequence[str] = (), blind: bool = False,
+) -> Evaluation:  # fmt: skip
+    """Generate and score `draws` (split over ranks). Collective: every rank calls it and gets the same metrics.
+
+    `by` are keys of `Prompt.meta`: every reward is also averaged over the prompts of each value ("exact/kind=count").
+    With `blind`, the prompts with media are also asked through the policy's blind view ("exact/blind").
+    """
     mine = draws[slice_of(len(draws), group.rank, group.world)]
-    samples: list[Sample] = []
-    for start in range(0, len(mine), batch_size):
-        samples += policy.generate(mine[start : start + batch_size], plan)
+    samples = _generate(policy, plan, mine, batch_size)
     scores = rewards.score(samples)
     shown = _pictures(mine, samples, scores.values, rewards.names, pictures)
     parts = group.gather((scores.values, scores.status, shown, scores.messages[:MESSAGES]))
@@ -71,7 +74,50 @@ def evaluate(
     messages = tuple(message for part in parts for message in part[3])[:MESSAGES]
     failed = int((status == FAILED).any(axis=1).sum())
     every = [picture for part in parts for picture in part[2]]
-    return Evaluation(summarise(rewards.names, values, status), every, failed, messages)
+    metrics = summarise(rewards.names, values, status) | _by_value(rewards.names, values, status, draws, by)
+    if blind and policy.blind_view is not None:
+        metrics |= _blind(policy, plan, [draw for draw in draws if draw.prompt.media], rewards, batch_size, group)
+    return Evaluation(metrics, every, failed, messages)
+
+
+def _generate(
+    policy: Policy, plan: Any, draws: Sequence[Draw], batch_size: int, view: str = "original"
+) -> list[Sample]:
+    samples: list[Sample] = []
+    for start in range(0, len(draws), batch_size):
+        samples += policy.generate(draws[start : start + batch_size], plan, view)
+    return samples
+
+
+def _blind(
+    policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, batch_size: int, group: Group
+) -> dict[str, float]:
+    """Mean of every reward over its ok samples when the policy sees nothing. Collective."""
+    mine = draws[slice_of(len(draws), group.rank, group.world)]
+    scores = rewards.score(_generate(policy, plan, mine, batch_size, policy.blind_view or "original"))
+    parts = group.gather((scores.values, scores.status))
+    values, status = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return {
+        f"{name}/blind": float(values[ok, column].mean())
+        for column, name in enumerate(rewards.names)
+        if (ok := status[:, column] == OK).any()
+    }
+
+
+def _by_value(
+    names: Sequence[str], values: np.ndarray, status: np.ndarray, draws: Sequence[Draw], by: Sequence[str]
+) -> dict[str, float]:
+    """Mean of each reward over the ok samples of every value of the meta keys `by`."""
+    metrics: dict[str, float] = {}
+    for key in by:
+        found = [draw.prompt.meta.get(key) for draw in draws]
+        for value in sorted({str(one) for one in found if one is not None}):
+            rows = np.array([one is not None and str(one) == value for one in found])
+            for column, name in enumerate(names):
+                ok = rows & (status[:, column] == OK)
+                if ok.any():
+                    metrics[f"{name}/{key}={value}"] = float(values[ok, column].mean())
+    return metrics
 
 
 def summarise(names: Sequence[str], values: np.ndarray, status: np.ndarray) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from mmrl.rollout import Chunk, Draw, Rollout, Sample, StepOutput
+from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 
 ModelName = Literal["policy", "reference"]
 
@@ -37,6 +37,10 @@ class Policy(Protocol):
 
     flat_chunks: ClassVar[bool]
     """A chunk row is one (sample, step) pair (denoising) rather than one sample with all its steps (tokens)."""
+
+    blind_view: ClassVar[str | None]
+    """The view in which a policy that looks at media sees nothing: every evaluation asks the same questions through it
+    too. None for a policy that only draws."""
 
     def check_plan(self, plan: Any, objective: Any) -> None:
         """Raise ValueError with the valid settings when `plan` cannot feed `objective` (no likelihood, no exact KL ...)."""
@@ -72,6 +76,10 @@ class Policy(Protocol):
         model (targets, patterns, sizes); either may be None. Called for every stage before the first one starts."""
         ...
 
+    def fits(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
+        """The prompts that can be read whole, and the lengths by id of those that cannot (they are never cut)."""
+        ...
+
     def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:
         """Draw one sample per draw, without gradient. `steps (S,)` bool: the steps this iteration may train."""
         ...
@@ -88,8 +96,8 @@ class Policy(Protocol):
         """Exact KL(p || q) per step `(n, s)`; raises UserError where the family has none."""
         ...
 
-    def generate(self, draws: Sequence[Draw], plan: Any) -> list[Sample]:
-        """Samples for evaluation and pictures: no log-probs, nothing stored."""
+    def generate(self, draws: Sequence[Draw], plan: Any, view: str = "original") -> list[Sample]:
+        """Samples for evaluation and pictures: no log-probs, nothing stored; the conditioning seen through `view`."""
         ...
 
     def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:

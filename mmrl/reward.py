@@ -29,6 +29,20 @@ Scope = Literal["pointwise", "groupwise", "pairwise"]
 Need = Literal["text", "image", "video", "target"]
 
 
+class Graded(float):
+    """A score that says in one word how it came about: the rule that read an answer, "unparsed", "truncated" ...
+
+    The word does not change the score. `RewardSet.score` leaves it in `Sample.meta["graded"][name of the reward]`.
+    """
+
+    how: str
+
+    def __new__(cls, value: float, how: str) -> Graded:
+        self = super().__new__(cls, value)
+        self.how = how
+        return self
+
+
 class Reward(Component):
     """Base of every reward. Fields are its options in a config; the class attributes describe it.
 
@@ -129,6 +143,8 @@ class RewardSet:
                     messages.append(outcome)
                 elif outcome is not None:
                     status[row, column], values[row, column] = OK, outcome
+                    if isinstance(outcome, Graded):
+                        samples[row].meta.setdefault("graded", {})[name] = outcome.how
         return Scores(self.names, values, status, messages)
 
     def total(self, scores: Scores, group: Any) -> np.ndarray:
@@ -157,6 +173,15 @@ class RewardSet:
             name: {label: int((scores.status[:, column] == code).sum()) for code, label in enumerate(STATUS_NAMES)}
             for column, name in enumerate(scores.names)
         }
+
+
+def graded(samples: Sequence[Sample]) -> dict[str, Counter[str]]:
+    """Per reward that says how its scores came about, how many of the scored `samples` have each word."""
+    counts: dict[str, Counter[str]] = {}
+    for sample in samples:
+        for name, how in sample.meta.get("graded", {}).items():
+            counts.setdefault(name, Counter())[how] += 1
+    return counts
 
 
 def lacking(reward: Reward, sample: Sample) -> list[Need]:
@@ -216,7 +241,7 @@ def _checked(value: Any, who: str, limits: tuple[float | None, float | None], wh
     low, high = limits
     if (low is not None and number < low - 1e-6) or (high is not None and number > high + 1e-6):
         return f"{said} {number:.6g}{where}; it declares the range {low} to {high}"
-    return number
+    return value if isinstance(value, Graded) else number
 
 
 def _places(samples: Sequence[Sample]) -> list[str]:

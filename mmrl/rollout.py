@@ -44,6 +44,8 @@ class Draw:
     member: int
     seed: int
     group_seed: int
+    view: str = "original"
+    """What the policy sees while it draws this sample; replays score it under any view."""
 
 
 @dataclass
@@ -107,6 +109,8 @@ class Rollout:
 
     `group (N,)` int64; `log_prob (N, S)` float32; `mask (N, S)` bool marks the steps the policy really drew (no padding,
     no tool output, no ODE step); `step_std (N, S)` float32 is the noise scale of a denoising step where the family has one.
+    `entropy (N, S)` float32 in nats, where the rollout knows it. `engine_log_prob (N, S)` float32 are the log-probs that a
+    separate inference engine reported for what it drew; `log_prob` are then those of the trainer's own model.
     `payload` is read by the owning policy only. `stats` are plain numbers for the log (NFE or tokens per sample ...).
     """
 
@@ -117,6 +121,8 @@ class Rollout:
     mask: Tensor
     payload: Any = None
     step_std: Tensor | None = None
+    entropy: Tensor | None = None
+    engine_log_prob: Tensor | None = None
     tree: Tree | None = None
     stats: dict[str, float] = field(default_factory=dict)
 
@@ -125,6 +131,8 @@ class Rollout:
         assert self.group.shape == (n,) and len(self.samples) == n
         assert self.log_prob.shape == self.mask.shape and self.log_prob.shape[0] == n
         assert self.log_prob.dtype == torch.float32 and self.mask.dtype == torch.bool
+        for optional in (self.entropy, self.engine_log_prob):
+            assert optional is None or optional.shape == self.mask.shape
 
     def __len__(self) -> int:
         return len(self.draws)

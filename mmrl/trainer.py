@@ -22,8 +22,9 @@ from mmrl.optim import Optimization
 from mmrl.policy import Policy
 from mmrl.report.grid import save_grid
 from mmrl.reward import RewardSet
+from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
-from mmrl.stages import RLWork, SupervisedWork, Work
+from mmrl.stages import RLWork, SupervisedWork, Work, readable
 from mmrl.tracking import Tracking
 
 
@@ -63,6 +64,7 @@ class Trainer:
         self.state = TrainState()
         self.restored: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.stop = False
+        self.held_out: list[Prompt] | None = None
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -193,8 +195,8 @@ class Trainer:
         if settings is None or resolved is None:
             return
         began = time.perf_counter()
-        draws = evaluation_draws(resolved.prompts.load(), settings.samples_per_prompt, settings.seed)
-        result = self._with_weights(optimization, averaged, stage, draws, settings.pictures)
+        draws = evaluation_draws(self._held_out(), settings.samples_per_prompt, settings.seed)
+        result = self._with_weights(optimization, averaged, stage, draws, blind=True)
         metrics = {f"eval/{key}": value for key, value in result.metrics.items()}
         entry = {
             "stage": stage.name,
@@ -217,17 +219,25 @@ class Trainer:
     def _draw_pictures(self, stage: ResolvedStage, optimization: Optimization) -> None:
         settings, resolved = self.config.evaluation, self.resolved.evaluation
         assert settings is not None and resolved is not None
-        draws = evaluation_draws(resolved.prompts.load()[: settings.pictures], 1, settings.seed)
-        self._save_pictures(self._with_weights(optimization, True, stage, draws, settings.pictures), stage, "during")
+        draws = evaluation_draws(self._held_out()[: settings.pictures], 1, settings.seed)
+        self._save_pictures(self._with_weights(optimization, True, stage, draws, blind=False), stage, "during")
+
+    def _held_out(self) -> list[Prompt]:
+        """The prompts of the evaluation, read once."""
+        if self.held_out is None:
+            assert self.resolved.evaluation is not None
+            self.held_out = readable(self.policy, self.resolved.evaluation.prompts.load(), self.tracking.say)
+        return self.held_out
 
     def _with_weights(
-        self, optimization: Optimization, averaged: bool, stage: ResolvedStage, draws: Any, pictures: int
+        self, optimization: Optimization, averaged: bool, stage: ResolvedStage, draws: Any, blind: bool
     ) -> Evaluation:
         settings, resolved = self.config.evaluation, self.resolved.evaluation
         assert settings is not None and resolved is not None
         trained = stage.rewards if isinstance(stage, ResolvedRL) else {}
         rewards = RewardSet({**trained, **resolved.rewards})
-        arguments = (self.policy, resolved.plan, draws, rewards, pictures, settings.batch_size, self.group)
+        arguments = (self.policy, resolved.plan, draws, rewards, settings.pictures, settings.batch_size,
+                     self.group, settings.by, blind)  # fmt: skip
         if not averaged:
             return evaluate(*arguments)
         with optimization.averaged():

@@ -8,8 +8,15 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "dr": "mmrl.advantage.group:DrAdvantage",
         "rloo": "mmrl.advantage.group:RlooAdvantage",
         "global": "mmrl.advantage.group:GlobalAdvantage",
+        "ngrpo": "mmrl.advantage.negative:Ngrpo",
+        "sign": "mmrl.advantage.negative:SignAdvantage",
     },
     "shaping": {
         "clamp": "mmrl.advantage.shaping:Clamp",
+        "vogue": "mmrl.advantage.vogue:Vogue",
+        "grpo_care": "mmrl.advantage.care:GrpoCare",
+        "majority": "mmrl.advantage.majority:Majority",
+        "grpo_lambda": "mmrl.advantage.length_gate:GrpoLambda",
+        "noisy_verifier": "mmrl.advantage.noisy:NoisyVerifier",
     },
 }

@@ -6,12 +6,16 @@ statistic never depends on their number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mmrl.components import Component
+from mmrl.errors import UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,7 +27,9 @@ class Scored:
     """N scored samples: `reward (N,)` float64 with NaN = unscorable, `group (N,)` int64.
 
     Optional: `components (N, K)` float64, the single rewards behind the sum (NaN where a reward failed or does not
-    apply) with `weights (K,)`; `log_prob (N, S)` and `mask (N, S)` of the behaviour policy.
+    apply) with `weights (K,)` and `names` (K); `log_prob (N, S)` and `mask (N, S)` of the behaviour policy. `answers` (N)
+    are the parsed answers, None where there is none. `extra` holds further numbers `(N,)` float64 by name: `length`, the
+    steps of each sample, and what the shapings asked to be measured.
     Raises ValueError on unequal shapes or an infinite reward.
     """
 
@@ -33,6 +39,9 @@ class Scored:
     weights: Floats | None = None
     log_prob: Floats | None = None
     mask: Bools | None = None
+    names: tuple[str, ...] = ()
+    answers: tuple[str | None, ...] | None = None
+    extra: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.reward)
@@ -42,6 +51,11 @@ class Scored:
             value = getattr(self, name)
             if value is not None and (value.ndim != 2 or len(value) != n):
                 raise ValueError(f"{name} {value.shape} must have {n} rows")
+        for name, numbers in self.extra.items():
+            if numbers.shape != (n,):
+                raise ValueError(f"{name} {numbers.shape} must be ({n},)")
+        if self.answers is not None and len(self.answers) != n:
+            raise ValueError(f"there are {len(self.answers)} answers for {n} samples")
         if np.isinf(self.reward).any():
             raise ValueError(
                 f"reward of sample {int(np.isinf(self.reward).argmax())} is infinite; NaN means unscorable"
@@ -51,6 +65,23 @@ class Scored:
     def scorable(self) -> Bools:
         """(N,) bool: the sample has a reward."""
         return ~np.isnan(self.reward)
+
+    def measured(self, name: str) -> Floats:
+        """`extra[name] (N,)`; raises UserError where nobody measured it."""
+        if name not in self.extra:
+            raise UserError(
+                f"'{name}' of the samples is needed and was not measured; there is: {', '.join(self.extra)}"
+            )
+        return self.extra[name]
+
+    def column(self, name: str | None) -> Floats:
+        """The scores `(N,)` of the reward `name`, or the total without a name; NaN for unscorable samples.
+        Raises UserError for a name that is not among the rewards."""
+        if name is None:
+            return self.reward
+        if self.components is None or name not in self.names:
+            raise UserError(f"there is no reward '{name}' among {', '.join(self.names) or 'the rewards'}")
+        return np.where(self.scorable, self.components[:, self.names.index(name)], np.nan)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -65,8 +96,35 @@ class Advantage(Component):
 
 
 class Shaping(Component):
-    """Base of the kind `shaping`: a function from advantages to advantages."""
+    """Base of the kind `shaping`: what is done to the rewards before the advantage rule (`before`), to the advantages
+    after it (`__call__`), and to the advantage of single steps (`steps`). By default each leaves things as they are."""
+
+    reads_answers: ClassVar[bool] = False
+    """`Scored.answers` must be there."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What must be measured on a rollout (see `mmrl.objective.measure`)."""
+        return ()
+
+    @property
+    def branch(self) -> str | None:
+        """The view through which a share of the samples is drawn, None when all see the original."""
+        return None
+
+    def branch_share(self, progress: float) -> float:
+        """Which share of a group is drawn through `branch` when `progress` (0 to 1) of the stage is done."""
+        return 0.0
+
+    def before(self, scored: Scored) -> Scored:
+        """What the advantage rule and the selection see; unscorable samples stay so."""
+        return scored
 
     def __call__(self, advantage: Floats, scored: Scored) -> Floats:
         """Shaped advantages `(N,)`; unscorable samples stay at 0."""
-        raise NotImplementedError
+        return advantage
+
+    def steps(self, advantage: Tensor, measured: Mapping[str, Tensor]) -> Tensor:
+        """Advantages `(n, S)` of the steps from `advantage`, `(n, 1)` or `(n, S)`, of this rank's samples, and what was
+        measured on them."""
+        return advantage

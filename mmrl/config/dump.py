@@ -73,6 +73,7 @@ def _objective(stage: ResolvedRL, resolved: Resolved) -> dict[str, Any]:
         },
         "surrogate": _spec(spec.surrogate, built.surrogate, resolved),
         "terms": [_spec(s, c, resolved) for s, c in zip(spec.terms, built.terms, strict=True)],
+        "correction": None if spec.correction is None else _spec(spec.correction, built.correction, resolved),
         "aggregate": spec.aggregate,
         "max_steps": spec.max_steps,
     }

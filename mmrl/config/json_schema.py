@@ -18,6 +18,7 @@ PLACES = {
     "weight": "weight",
     "surrogate": "surrogate",
     "terms": "term",
+    "correction": "correction",
     "rewards": "reward",
 }
 """Key of the schema -> kind of component that stands there."""

@@ -16,6 +16,7 @@ from mmrl.config.source import Path_, Source, read
 from mmrl.config.validate import lines, validate
 from mmrl.errors import ConfigError, UserError
 from mmrl.objective.objective import Objective
+from mmrl.objective.wants import check_policy
 from mmrl.reward import RewardSet
 from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
@@ -181,7 +182,10 @@ def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | No
     }
     objective: Any = None
     if all(part is not None for value in parts.values() for part in (value if isinstance(value, tuple) else (value,))):
-        objective = Objective(**parts, aggregate=spec.aggregate, max_steps=spec.max_steps)
+        correction = None
+        if spec.correction is not None:
+            correction = build.component("correction", spec.correction, (*here, "correction"))
+        objective = Objective(**parts, correction=correction, aggregate=spec.aggregate, max_steps=spec.max_steps)
     return ResolvedRL(
         name,
         section,
@@ -317,6 +321,7 @@ def _cross_check(stage: ResolvedRL, policy: Any, config: Config, build: _Builder
     trained = RewardSet(stage.rewards)
     build.check((*path, "rewards"), trained.check_trained)
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
+    build.check((*path, "objective"), check_policy, stage.objective, policy)
     build.check(
         (*path, "objective", "steps", "select"), stage.objective.select.validate_for, policy.plan_steps(stage.plan)
     )

@@ -76,6 +76,8 @@ class EvaluationSection(Section):
     sampling: dict[str, Any] = Field(default_factory=dict)
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
     """Held-out rewards: logged, never trained on."""
+    by: tuple[str, ...] = ()
+    """Keys of the prompts' `meta` (kind, level, ...): every reward is also reported for each of their values."""
     pictures: int = Field(default=12, ge=0)
     """How many of the prompts are drawn into the picture grids."""
     pictures_every: PositiveInt | None = None
@@ -132,6 +134,8 @@ class ObjectiveSection(Section):
     steps: StepsSection = StepsSection()
     surrogate: Spec = Spec(name="clip")
     terms: tuple[Spec, ...] = ()
+    correction: Spec | None = None
+    """Importance weights for the log-probs of an inference engine; default: none."""
     aggregate: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"] = (
         "token_mean"
     )
@@ -147,6 +151,23 @@ class FailureSection(Section):
     """Steps over which the share is counted."""
 
 
+class RefillSection(Section):
+    """Dynamic sampling: groups whose rewards do not differ are replaced until a step has `prompts_per_step` useful ones."""
+
+    max_rounds: int = Field(default=3, ge=2)
+    """Most rollouts of one step; when they are used up, the step trains on the useful groups it has."""
+    low: float | None = None
+    """Groups whose mean reward is not above this are replaced too."""
+    high: float | None = None
+    """Groups whose mean reward is not below this are replaced too."""
+
+
+class CurriculumSection(Section):
+    """What is drawn, beyond the order of the prompts."""
+
+    refill: RefillSection | None = None
+
+
 class RLStage(StageSection):
     kind: Literal["rl"]
     prompts: Spec
@@ -160,6 +181,7 @@ class RLStage(StageSection):
     rewards: dict[str, RewardSpec] = Field(min_length=1)
     failures: FailureSection = FailureSection()
     objective: ObjectiveSection
+    curriculum: CurriculumSection = CurriculumSection()
     parity_tolerance: PositiveFinite | None = None
     """Largest |ratio - 1| allowed before the first update; default: 1e-4, or half the clip range where that is less. A
     replay that is further off than the clip range would train on clipped steps alone."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class UnitBatch:
 
     `old_log_prob` of the behaviour policy; `advantage`; `weight` from the aggregation (0 = not trained);
     `step_weight` multiplies the policy loss only. `chunk` lets errors name the sample and step of the rollout.
+    `view_weight` are the aggregation weights over the samples that look different through a view, by view; `progress` is
+    the share (0 to 1) of the stage that is done.
     """
 
     old_log_prob: Tensor
@@ -23,10 +26,19 @@ class UnitBatch:
     weight: Tensor
     step_weight: Tensor
     chunk: Chunk | None = None
+    view_weight: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
 
     @classmethod
     def of(
-        cls, chunk: Chunk, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, step_weight: Tensor
+        cls,
+        chunk: Chunk,
+        old_log_prob: Tensor,
+        advantage: Tensor,
+        weight: Tensor,
+        step_weight: Tensor,
+        view_weight: Mapping[str, Tensor] | None = None,
+        progress: float = 0.0,
     ) -> UnitBatch:
         """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` also `(N,)`."""
         old = chunk.take(old_log_prob)
@@ -36,6 +48,8 @@ class UnitBatch:
             weight=chunk.take(weight),
             step_weight=chunk.take(step_weight),
             chunk=chunk,
+            view_weight={view: chunk.take(one) for view, one in (view_weight or {}).items()},
+            progress=progress,
         )
 
     def to(self, device: torch.device) -> UnitBatch:
@@ -43,7 +57,12 @@ class UnitBatch:
         moved = {
             name: getattr(self, name).to(device) for name in ("old_log_prob", "advantage", "weight", "step_weight")
         }
-        return replace(self, **moved)
+        seen = {view: one.to(device) for view, one in self.view_weight.items()}
+        return replace(self, **moved, view_weight=seen)
+
+    def weight_of(self, view: str) -> Tensor:
+        """Aggregation weights `(n, s)` over the samples that look different through `view`; all where nothing says so."""
+        return self.view_weight.get(view, self.weight)
 
     @property
     def mask(self) -> Tensor:

@@ -21,6 +21,13 @@ Estimator = Literal["k1", "abs", "k2", "k3", "k3+"]
 REFERENCE: Need = ("original", "reference")
 
 
+def k3(log_prob: Tensor, other: Tensor) -> Tensor:
+    """`exp(d) - d - 1` with d = other - log_prob, per step, with gradient through both; d is clamped to +-20, the value
+    to +-10 (as in verl)."""
+    d = (other - log_prob).clamp(-20, 20)
+    return (torch.expm1(d) - d).clamp(-10, 10)
+
+
 def estimate(log_prob: Tensor, ref_log_prob: Tensor, estimator: Estimator) -> Tensor:
     """Estimate of KL(policy || reference) per step from the drawn action, same shape as `log_prob`, in nats.
 
@@ -35,11 +42,10 @@ def estimate(log_prob: Tensor, ref_log_prob: Tensor, estimator: Estimator) -> Te
     if estimator == "k2":
         return d.square() / 2
     if estimator == "k3":
-        d = d.clamp(-20, 20)
-        return (torch.expm1(d) - d).clamp(-10, 10)
+        return k3(log_prob, ref_log_prob.detach())
     if estimator == "k3+":
-        k2, k3 = d.square() / 2, estimate(log_prob, ref_log_prob, "k3")
-        return k3.detach() + k2 - k2.detach()
+        k2 = d.square() / 2
+        return k3(log_prob, ref_log_prob).detach() + k2 - k2.detach()
     raise ValueError(f"unknown KL estimator '{estimator}'")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,12 +16,16 @@ from mmrl.errors import RunError, UserError
 from mmrl.objective import aggregate as aggregation
 from mmrl.objective.aggregate import Counts, Mode
 from mmrl.objective.batch import UnitBatch
+from mmrl.objective.correction import Correction
 from mmrl.objective.metrics import Metric, Metrics
 from mmrl.objective.steps import AllSteps, StepSelector
 from mmrl.objective.surrogate import Clip, Diagnostics, Surrogate
 from mmrl.objective.terms import Divergence, Need, Replays, Term
 from mmrl.objective.weight import StepWeight, UniformWeight
-from mmrl.rollout import StepOutput
+from mmrl.rollout import Draw, StepOutput
+
+BRANCH_SALT = 0xB4A9
+"""Keeps the choice of a branch apart from other streams that start from a group's seed."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Objective:
     """Which samples and steps are trained, with which advantages, and the loss of a chunk.
 
     Advantages and selection see the batch gathered from all ranks; everything else is local to a rank. Use per update:
-    `plan_steps` -> rollout -> `advantages`, `selected` -> `train_mask` -> counts added over ranks -> `weights` -> `loss`
-    of every chunk. Raises UserError when the parts do not fit together.
+    `plan_steps` -> rollout -> `shaped` -> `advantages`, `selected` -> `train_mask`, `refined` -> counts added over ranks
+    -> `weights` -> `loss` of every chunk. Raises UserError when the parts do not fit together.
     """
 
     advantage: Advantage
@@ -39,6 +44,7 @@ class Objective:
     select: StepSelector = field(default_factory=AllSteps)
     weight: StepWeight = field(default_factory=UniformWeight)
     terms: tuple[Term, ...] = ()
+    correction: Correction | None = None
     aggregate: Mode = "token_mean"
     max_steps: int | None = None
 
@@ -59,6 +65,27 @@ class Objective:
         return tuple(dict.fromkeys(need for term in self.terms for need in term.needs))
 
     @property
+    def gradients(self) -> tuple[Need, ...]:
+        """Those of `needs` that a term wants with gradient."""
+        return tuple(dict.fromkeys(need for term in self.terms for need in term.gradients))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of `needs` beside the original one."""
+        return tuple(dict.fromkeys(view for view, _ in self.needs if view != "original"))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is measured on a rollout before the advantages (see `mmrl.objective.measure`)."""
+        parts: tuple[Shaping | StepSelector, ...] = (*self.shaping, self.select)
+        return tuple(dict.fromkeys(name for part in parts for name in part.measures))
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether a shaping compares parsed answers."""
+        return any(shape.reads_answers for shape in self.shaping)
+
+    @property
     def selection_size(self) -> int | None:
         """Most samples trained of one group, None when all may be."""
         return self.selection.size
@@ -67,8 +94,29 @@ class Objective:
         """Steps that this iteration may train, `(S,)` bool; the same on all ranks."""
         return self.select.before_rollout(num_steps, iteration, seed)
 
+    def branched(self, draws: Sequence[Draw], progress: float) -> list[Draw]:
+        """The draws of a rollout, a share of each group through the view of a shaping's `branch`: its first members, as
+        many as the group's own seed rounds to. `progress` is the share of the stage that is done."""
+        found = list(draws)
+        sizes = Counter(draw.group for draw in draws)
+        for shape in self.shaping:
+            if shape.branch is None:
+                continue
+            share = shape.branch_share(progress)
+            for place, draw in enumerate(draws):
+                level = np.random.default_rng([draw.group_seed % 2**64, BRANCH_SALT]).random()
+                if draw.member < int(share * sizes[draw.group] + level):
+                    found[place] = replace(draw, view=shape.branch)
+        return found
+
+    def shaped(self, scored: Scored) -> Scored:
+        """The rewards as shapings change them before the advantage rule, over all samples of all ranks."""
+        for shape in self.shaping:
+            scored = shape.before(scored)
+        return scored
+
     def advantages(self, scored: Scored) -> Floats:
-        """Advantages `(N,)` float64 after shaping, over all samples of all ranks."""
+        """Advantages `(N,)` float64 after shaping, from what `shaped` gave, over all samples of all ranks."""
         advantage = self.advantage(scored)
         for shape in self.shaping:
             advantage = shape(advantage, scored)
@@ -83,6 +131,21 @@ class Objective:
         in a kept sample (`keep (N,)` bool). `seeds` are those of the draws."""
         allowed = mask & planned[: mask.shape[1]].to(mask.device)
         return self.select.after_rollout(allowed, seeds) & keep.to(mask.device)[:, None]
+
+    def refined(self, train: Tensor, measured: Mapping[str, Tensor], pool: Tensor | None) -> Tensor:
+        """The part of `train (N, S)` that the step selector keeps when it sees what was measured; `pool` are the entropies
+        of such steps on all ranks."""
+        if "entropy" not in self.select.measures:
+            return train
+        assert pool is not None, "the step selector reads the entropies of all ranks"
+        return self.select.after_measuring(train, measured["entropy"].to(train.device), pool)
+
+    def step_advantages(self, advantage: Tensor, measured: Mapping[str, Tensor]) -> Tensor:
+        """Advantages `(N, 1)` or `(N, S)` of this rank's steps from `advantage (N,)` and what was measured."""
+        found = advantage[:, None]
+        for shape in self.shaping:
+            found = shape.steps(found, measured)
+        return found
 
     def step_weights(self, train: Tensor, step_std: Tensor | None) -> Tensor:
         """Weights of the policy loss `(N, S)` float32; `step_std (N, S)` as stored in the rollout."""
@@ -104,41 +167,47 @@ class Objective:
     ) -> tuple[Tensor, Metrics]:
         """This chunk's part of the loss, a scalar with gradient to be summed over chunks and ranks, and its metrics.
 
-        `sum(W w L) + sum over terms of coef * sum(W T)`, W the aggregation weights, w the step weights. Steps with W = 0
+        `sum(W w L) + sum over terms of coef * sum(W T)`, W the aggregation weights (for a view: over the samples that look
+        different through it), w the step weights. Steps with W = 0
         change nothing, whatever their log-prob is; a chunk of nothing gives 0 with a gradient of 0.
         Raises RunError naming the first trained step whose log-prob is not finite.
         """
         mask = batch.mask
         out = _trained(out, batch, "policy")
-        others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)") for need in self.needs}
+        others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)", need[0]) for need in self.needs}
         old = _finite(batch.old_log_prob, batch, "behaviour policy")
         matrix, diagnostics = self.surrogate(out.log_prob, old, batch.advantage, mask)
         total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
-        values: dict[str, Tensor] = {}
+        values: dict[str, tuple[Tensor, Tensor]] = {}
         for number, term in enumerate((term for term in self.terms if term.coef), start=1):
-            value = term.value(out, batch, others, divergence)
-            total = total + term.coef * (value.masked_fill(~mask, 0.0) * batch.weight).sum()
-            values[term.name if term.name not in values else f"{term.name}_{number}"] = value
+            for name, part in term.parts(out, batch, others, divergence).items():
+                weight = batch.weight_of(part.view)
+                value = part.value.masked_fill(weight == 0, 0.0)
+                total = total + term.coef * part.factor * (value * weight).sum()
+                values[name if name not in values else f"{name}_{number}"] = value.detach(), weight != 0
         return total, _metrics(total, mask, diagnostics, values)
 
 
-def _finite(log_prob: Tensor, batch: UnitBatch, owner: str) -> Tensor:
-    """`log_prob` with 0 at untrained steps; raises RunError where a trained step is not finite."""
-    bad = batch.mask & ~torch.isfinite(log_prob)
+def _finite(log_prob: Tensor, batch: UnitBatch, owner: str, view: str = "original") -> Tensor:
+    """`log_prob` with 0 at steps that are not trained (through `view`); raises RunError where another is not finite."""
+    mask = batch.weight_of(view) != 0
+    bad = mask & ~torch.isfinite(log_prob)
     if bad.any():
         row, column = (int(i) for i in bad.nonzero()[0])
         raise RunError(
             f"log-prob of the {owner} is {float(log_prob[row, column])} at {batch.name(row, column)} "
-            f"({int(bad.sum())} of {int(batch.mask.sum())} trained steps of this chunk are not finite)"
+            f"({int(bad.sum())} of {int(mask.sum())} trained steps of this chunk are not finite)"
         )
-    return log_prob.masked_fill(~batch.mask, 0.0)
+    return log_prob.masked_fill(~mask, 0.0)
 
 
-def _trained(out: StepOutput, batch: UnitBatch, owner: str) -> StepOutput:
-    return replace(out, log_prob=_finite(out.log_prob, batch, owner))
+def _trained(out: StepOutput, batch: UnitBatch, owner: str, view: str = "original") -> StepOutput:
+    return replace(out, log_prob=_finite(out.log_prob, batch, owner, view))
 
 
-def _metrics(total: Tensor, mask: Tensor, diagnostics: Diagnostics, values: dict[str, Tensor]) -> Metrics:
+def _metrics(
+    total: Tensor, mask: Tensor, diagnostics: Diagnostics, values: dict[str, tuple[Tensor, Tensor]]
+) -> Metrics:
     d = diagnostics.log_ratio.masked_fill(~mask, 0.0)
     deviation = torch.expm1(d)
     sums = {
@@ -147,10 +216,14 @@ def _metrics(total: Tensor, mask: Tensor, diagnostics: Diagnostics, values: dict
         "clip_low": (diagnostics.low & mask).sum(),
         "clip_high": (diagnostics.high & mask).sum(),
         "clip_dual": (diagnostics.dual & mask).sum(),
-        **{name: value.detach().masked_fill(~mask, 0.0).sum() for name, value in values.items()},
     }
     largest = deviation.abs().max() if deviation.numel() else deviation.sum()
-    numbers = torch.stack([total.detach(), largest, mask.sum(), *sums.values()]).tolist()
+    own = [number for value, counted in values.values() for number in (value.sum(), counted.sum())]
+    numbers = torch.stack([total.detach(), largest, mask.sum(), *sums.values(), *own]).tolist()
     loss, largest_deviation, number = numbers[:3]
-    metrics: dict[str, Metric] = {name: (value, number) for name, value in zip(sums, numbers[3:], strict=True)}
+    rest = numbers[3 + len(sums) :]
+    metrics: dict[str, Metric] = {
+        **{name: (value, number) for name, value in zip(sums, numbers[3:], strict=False)},
+        **{name: (rest[2 * i], rest[2 * i + 1]) for i, name in enumerate(values)},
+    }
     return {"loss": ("sum", loss), "ratio_deviation": ("max", largest_deviation), **metrics}

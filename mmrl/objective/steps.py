@@ -33,6 +33,16 @@ class StepSelector(Component):
         """Steps to train, `(N, S)` bool, a part of `mask (N, S)` = drawn and planned; `seeds` (N) of the draws."""
         return mask
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What must be measured on a rollout before `after_measuring` (see `mmrl.objective.measure`)."""
+        return ()
+
+    def after_measuring(self, mask: Tensor, entropy: Tensor, pool: Tensor) -> Tensor:
+        """Called where `measures` names the entropy: a part of `mask (N, S)`, the steps to train so far, from their
+        `entropy (N, S)` and the entropies `pool` of such steps on all ranks."""
+        return mask
+
 
 def first(num_steps: int, number: int) -> Tensor:
     """`(S,)` bool with the first `number` steps True."""

@@ -60,6 +60,8 @@ class Surrogate(Component):
 
     needs_log_prob: ClassVar[bool] = True
     """Refused with a sampler that has no density (a pure ODE)."""
+    whole_samples: ClassVar[bool] = False
+    """A chunk must hold all steps of its samples (refused for denoising, which replays single steps)."""
 
     def __call__(
         self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from pydantic import Field
@@ -14,11 +15,21 @@ from mmrl.policy import ModelName
 from mmrl.rollout import StepOutput
 
 Need: TypeAlias = tuple[str, ModelName]
-"""`(view, model)` of an extra replay, made without gradient."""
+"""`(view, model)` of an extra replay."""
 
 Replays: TypeAlias = Mapping[Need, StepOutput]
 Divergence: TypeAlias = Callable[[StepOutput, StepOutput, str], Tensor]
 """`divergence(p, q, norm)` of the policy: exact KL(p || q) per step `(n, s)`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One summand of a term: `factor * sum(value * W)`, `value (n, s)`, W the weights of the steps that `view` can see:
+    samples that look the same through it count neither in the sum nor in what it is divided by."""
+
+    value: Tensor
+    factor: float = 1.0
+    view: str = "original"
 
 
 class Term(Component):
@@ -44,6 +55,20 @@ class Term(Component):
         """Extra replays, none when the coefficient is 0."""
         return self.replays if self.coef else ()
 
+    @property
+    def gradients(self) -> tuple[Need, ...]:
+        """Those of `needs` that are replayed with gradient."""
+        return ()
+
+    @property
+    def reads_entropy(self) -> bool:
+        """The steps must have an entropy that depends on the weights."""
+        return False
+
     def value(self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence) -> Tensor:
         """Value `(n, s)` with gradient, before the coefficient. Log-probs are 0 outside `batch.mask`."""
         raise NotImplementedError
+
+    def parts(self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence) -> dict[str, Part]:
+        """The summands by their name in the log; the term adds `coef` times their sum."""
+        return {self.name: Part(self.value(out, batch, others, divergence))}

@@ -11,13 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmrl.advantage.care import GrpoCare
 from mmrl.advantage.group import DrAdvantage, GlobalAdvantage, GroupAdvantage, RlooAdvantage
-from mmrl.advantage.types import Advantage, Scored
+from mmrl.advantage.length_gate import GrpoLambda
+from mmrl.advantage.noisy import NoisyVerifier
+from mmrl.advantage.types import Advantage, Scored, Shaping
+from mmrl.advantage.vogue import Vogue
+from mmrl.curriculum.puzzlecraft import PuzzleCraft
+from mmrl.curriculum.refill import admitted, useful
 from mmrl.curriculum.selection import BestOfN
 from mmrl.objective.aggregate import Counts, Mode, count
 from mmrl.objective.batch import UnitBatch
+from mmrl.objective.cispo import Cispo
 from mmrl.objective.kl import KL, REFERENCE
 from mmrl.objective.objective import Objective
+from mmrl.objective.sapo import Sapo
+from mmrl.objective.sequence import Gmpo, Gspo
 from mmrl.objective.steps import AllSteps, FractionSteps, RandomSteps, StepSelector
 from mmrl.objective.window import WindowSteps
 from mmrl.rollout import Chunk, StepOutput
@@ -113,6 +122,72 @@ def test_best_of_n_keeps_the_right_number_and_the_extremes(scored: Scored, half:
             assert (ends[:half] <= dropped.min()).all() and (ends[half:] >= dropped.max()).all()
 
 
+# ---- shaping
+
+
+@st.composite
+def answered(draw: st.DrawFn) -> Scored:
+    """2 to 16 samples with 0/1 rewards (some unscorable), answers (some missing), and everything that is measured."""
+    n = draw(st.integers(2, 16))
+    reward = draw(st.lists(st.sampled_from([0.0, 1.0, 1.0, np.nan]), min_size=n, max_size=n))
+    group = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    answers = draw(st.lists(st.sampled_from(["a", "b", None]), min_size=n, max_size=n))
+    numbers = {
+        name: np.array(draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
+        for name in ("length", "consistency", "uncertainty/noisy")
+    }
+    return Scored(np.array(reward), np.array(group, dtype=np.int64), answers=tuple(answers), extra=numbers)
+
+
+def permuted(scored: Scored, order: np.ndarray) -> Scored:
+    assert scored.answers is not None
+    return Scored(
+        scored.reward[order],
+        scored.group[order],
+        answers=tuple(scored.answers[i] for i in order),
+        extra={name: values[order] for name, values in scored.extra.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    "shaping", [Vogue(), GrpoCare(), GrpoLambda(), PuzzleCraft(), NoisyVerifier(false_negative=0.2)]
+)
+@few
+@given(scored=answered(), data=st.data())
+def test_shaping_does_not_depend_on_order_and_leaves_unscorable_samples_out(
+    shaping: Shaping, scored: Scored, data: st.DataObject
+) -> None:
+    objective = Objective(DrAdvantage(), shaping=(shaping,))
+    advantage = objective.advantages(objective.shaped(scored))
+    assert np.isfinite(advantage).all() and not advantage[~scored.scorable].any()
+    order = np.array(data.draw(st.permutations(range(len(scored)))))
+    moved = objective.advantages(objective.shaped(permuted(scored, order)))
+    np.testing.assert_allclose(moved, advantage[order], atol=1e-9)
+
+
+@few
+@given(scored=answered())
+def test_group_weights_and_bonuses_keep_the_sign_and_the_size(scored: Scored) -> None:
+    base = DrAdvantage()(scored)
+    weighted = PuzzleCraft()(base, scored)
+    assert (np.abs(weighted) <= np.abs(base) + 1e-12).all() and (weighted * base >= 0).all()
+    bonus = Vogue()(base, scored)
+    assert (bonus >= base).all() and (np.sign(bonus) == np.sign(base)).all()
+    assert (np.abs(bonus - base) <= np.abs(base) / 2 + 1e-12).all()
+
+
+@few
+@given(scored=answered(), wanted=st.integers(0, 4))
+def test_a_refill_admits_whole_groups_with_signal(scored: Scored, wanted: int) -> None:
+    kept = admitted(scored, wanted)
+    groups = np.unique(scored.group[kept.scorable])
+    assert len(groups) == min(wanted, len(useful(scored)))
+    for key in groups:
+        rows = scored.group == key
+        np.testing.assert_array_equal(kept.reward[rows], scored.reward[rows])
+        assert np.ptp(scored.reward[rows & scored.scorable]) > 0
+
+
 # ---- splitting a batch
 
 
@@ -176,6 +251,29 @@ def test_splitting_never_changes_a_gradient(mode: Mode, seed: int) -> None:
         [chunks(everything[:4], 4), chunks(everything[4:], 4)],
         [chunks(everything[:2], 1), chunks(everything[2:], 3)],
         [columns(everything[::2]), chunks(everything[1::2], 2)],
+    ):
+        torch.testing.assert_close(policy.gradient(objective, ranks), whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(DrAdvantage(), Gspo(low=0.2, high=0.2), aggregate="seq_mean_token_mean"),
+        Objective(DrAdvantage(), Gmpo(low=0.2, high=0.2), aggregate="seq_mean_token_mean"),
+        Objective(DrAdvantage(), Cispo(ratio_cap=1.1)),
+        Objective(DrAdvantage(), Sapo()),
+    ],
+)
+def test_splitting_between_samples_never_changes_a_gradient(objective: Objective) -> None:
+    """Surrogates of whole samples may be split between rows, not inside them."""
+    policy = TinyPolicy(0)
+    everything = list(range(8))
+    whole = policy.gradient(objective, [chunks(everything, 8)])
+    assert whole.abs().max() > 1e-3
+    for ranks in (
+        [chunks(everything, 1)],
+        [chunks([5, 2, 7, 0, 1, 6, 4, 3], 3)],
+        [chunks([0, 1], 1), chunks(everything[2:], 3)],
     ):
         torch.testing.assert_close(policy.gradient(objective, ranks), whole, rtol=1e-9, atol=1e-12)
 

@@ -1,0 +1,1 @@
+"""Puzzles with known answers, made from pictures and videos: generator, verifier and difficulty in one small file each."""

@@ -1,0 +1,93 @@
+"""The rollouts of one step: one, or with dynamic sampling several, that are scored and trained as one batch.
+
+N samples of all ranks and rounds, round after round and inside a round rank after rank; n of them belong to a round on
+this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrl.advantage.types import Floats, Ints, Scored
+from mmrl.rollout import Draw, Rollout, Scores
+
+
+@dataclass
+class Round:
+    """A rollout on this rank. `draws` are those of all ranks, `mine` this rank's part of them, `start` the place of the
+    round's first sample among the N. `measured` is by name; `train (n, S)` bool, `factor (n, S)` (of the correction, 1
+    without one) and `seen (n,)` bool by view are filled in before the losses."""
+
+    draws: Sequence[Draw]
+    mine: slice
+    start: int
+    rollout: Rollout
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+    train: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+    factor: Tensor | None = None
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> slice:
+        """This rank's samples of the round among the N."""
+        return slice(self.start + self.mine.start, self.start + self.mine.stop)
+
+
+@dataclass
+class Table:
+    """What was found out about samples: `values (N, K)` and `status (N, K)` of the rewards, `group (N,)`, numbers `(N,)` by
+    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), and messages."""
+
+    values: Floats
+    status: Ints
+    group: Ints
+    extra: Mapping[str, Floats]
+    answers: tuple[str | None, ...]
+    has_answers: bool
+    messages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scores: Scores, rollout: Rollout, extra: Mapping[str, Tensor], first_group: int) -> Table:
+        """The samples of one rollout; `extra` are numbers `(n,)`, groups count from `first_group`."""
+        said: list[Any] = [sample.meta.get("answer") for sample in rollout.samples]
+        length = rollout.mask.sum(1).cpu().numpy().astype(np.float64)
+        return cls(
+            scores.values,
+            scores.status,
+            rollout.group.cpu().numpy() + first_group,
+            {"length": length} | {name: value.cpu().numpy().astype(np.float64) for name, value in extra.items()},
+            tuple(None if one is None else str(one) for one in said),
+            any("answer" in sample.meta for sample in rollout.samples),
+            tuple(scores.messages),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Table]) -> Table:
+        """All rows under each other."""
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.status for part in parts]),
+            np.concatenate([part.group for part in parts]),
+            {name: np.concatenate([part.extra[name] for part in parts]) for name in parts[0].extra},
+            tuple(answer for part in parts for answer in part.answers),
+            any(part.has_answers for part in parts),
+            tuple(message for part in parts for message in part.messages),
+        )
+
+    def scored(self, total: Floats, names: tuple[str, ...], weights: Sequence[float]) -> Scored:
+        """As advantages see it, with the reward `total (N,)`."""
+        return Scored(
+            reward=total,
+            group=self.group,
+            components=self.values,
+            weights=np.asarray(weights),
+            names=names,
+            answers=self.answers if self.has_answers else None,
+            extra=self.extra,
+        )

@@ -1,0 +1,53 @@
+"""What an objective wants from a policy, compared before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmrl.objective.measure import OWN, kind_of
+from mmrl.objective.objective import Objective
+
+LACKING = {
+    "entropy": "an entropy of each step that depends on the weights (a denoising step is a Gaussian of given width)",
+    "whole_samples": "all steps of a sample in one replay (denoising replays one step at a time); use surrogate clip",
+    "engine_log_prob": "log-probs reported by an inference engine; leave out objective.correction",
+    "branches": "rollouts through another view than the original",
+}
+"""What may be wanted -> how it is called in an error."""
+
+
+def offers(policy: Any) -> frozenset[str]:
+    """What `policy` can do beyond the protocol: its attribute `offers`; without one, a policy whose chunks hold whole
+    samples (tokens) has an entropy. Names: `entropy`, `engine_log_prob`, `branches`, and what it can `measure`."""
+    whole = not policy.flat_chunks
+    found = set(getattr(policy, "offers", ("entropy",) if whole else ()))
+    return frozenset(found | ({"whole_samples"} if whole else set()))
+
+
+def wants(objective: Objective) -> Iterator[tuple[str, str]]:
+    """`(what, who wants it)` for every thing an objective wants beyond the protocol."""
+    if objective.surrogate.whole_samples:
+        yield "whole_samples", f"surrogate {type(objective.surrogate).__name__.lower()}"
+    if objective.correction is not None:
+        yield "engine_log_prob", f"correction {type(objective.correction).__name__.lower()}"
+    for term in objective.terms:
+        if term.coef and term.reads_entropy:
+            yield "entropy", f"term {term.name}"
+    asked = [(wanted, "steps.select") for wanted in objective.select.measures]
+    for shape in objective.shaping:
+        who = f"shaping {type(shape).__name__.lower()}"
+        asked += [(wanted, who) for wanted in shape.measures]
+        if shape.branch is not None:
+            yield "branches", who
+    yield from ((what, who) for what, who in asked if what == "entropy" or kind_of(what) not in OWN)
+
+
+def check_policy(objective: Objective, policy: Any) -> None:
+    """Raises ValueError naming the first part of `objective` that wants what `policy` does not offer."""
+    there = offers(policy)
+    for what, who in wants(objective):
+        if what not in there:
+            raise ValueError(
+                f"{who} needs {LACKING.get(what, f'the measurement {what!r}')}, which this policy does not have"
+            )

@@ -1,0 +1,266 @@
+"""`mmrl data preview`: a picture sheet of what the model gets, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedSupervised, load
+from mmrl.errors import UserError
+from mmrl.report.grid import FAINT, INK, PAPER, wrap
+from mmrl.rollout import Prompt, Sample
+
+WIDTH, GAP, COLUMNS, LINE, PAD = 272, 16, 4, 16, 10
+"""Pixels of a card and between cards, cards per row, pixels of a line of text and inside a card's edge."""
+FRAMES = 8
+"""Frames shown of a video; of several videos fewer, but at least 4 each."""
+SCALES = (8, 6, 5, 4, 3, 2, 1, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
+EDGE, BAND, RIGHT, WRONG = "#d8dee4", "#f2f4f7", "#1a7f37", "#c62f2f"
+
+
+@dataclass
+class Tile:
+    """One picture of a card, with a word below it (the time of a frame) or none."""
+
+    image: Image.Image
+    label: str = ""
+
+
+@dataclass
+class Card:
+    """One prompt or example: its pictures in rows, what is asked, what is right, and where it comes from."""
+
+    rows: list[list[Tile]]
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    """(text, colour) from top to bottom."""
+
+    def height(self) -> int:
+        """In pixels."""
+        return 2 * PAD + sum(_row_height(row) for row in self.rows) + len(self.lines) * LINE
+
+
+def write_preview(config: str, overrides: Sequence[str], out: Path, count: int, stage: str | None) -> list[str]:
+    """Write the sheet of `count` prompts and examples to `out` as PNG; returns what there is to say about it.
+
+    `stage`: a stage's name or "evaluation"; None shares the cards out among all. Raises UserError for an unknown stage,
+    for data that cannot be read and for a file that cannot be written.
+    """
+    resolved = load(config, overrides, read_data=False)
+    sources = _sources(resolved)
+    if stage is not None:
+        if stage not in sources:
+            raise UserError(f"no stage '{stage}' in {config}; there is: {', '.join(sources)}")
+        sources = {stage: sources[stage]}
+    share = math.ceil(count / len(sources))
+    sections, said = [], []
+    for number, (name, source) in enumerate(sources.items()):
+        shown, heading = _read(name, source, min(share, max(1, count - number * share)))
+        sections.append((heading, [card(item) for item in shown]))
+        said.append(heading)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet(sections).save(out, format="PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {out.absolute()}: {error.strerror or error}; choose another --out") from None
+    return [*said, str(out)]
+
+
+def _sources(resolved: Resolved) -> dict[str, tuple[str, Any]]:
+    """Stage (or "evaluation") -> (the source's name in the config, the source)."""
+    found: dict[str, tuple[str, Any]] = {}
+    for stage in resolved.stages:
+        if isinstance(stage, ResolvedSupervised):
+            found[stage.name] = (stage.section.examples.name, stage.examples)
+        elif isinstance(stage, ResolvedRL):
+            found[stage.name] = (stage.section.prompts.name, stage.prompts)
+    if resolved.evaluation is not None and resolved.config.evaluation is not None:
+        found.setdefault("evaluation", (resolved.config.evaluation.prompts.name, resolved.evaluation.prompts))
+    return found
+
+
+def _read(name: str, source: tuple[str, Any], count: int) -> tuple[list[Prompt | Sample], str]:
+    """Some prompts, evenly from all of them, or the first examples; and a heading."""
+    label, component = source
+    if hasattr(component, "open"):
+        stream = component.open(0)
+        return [stream.example(index) for index in range(count)], f"{name}: the first {count} examples of {label}"
+    prompts = component.load()
+    count = min(count, len(prompts))
+    positions = [index * len(prompts) // count for index in range(count)]
+    return [prompts[position] for position in positions], f"{name}: {count} of {len(prompts)} prompts of {label}"
+
+
+def card(item: Prompt | Sample) -> Card:
+    """A prompt with its right answer, or an example with what the policy should produce, laid out."""
+    font, bold = ImageFont.load_default(12), ImageFont.load_default(13)
+    prompt = item.prompt if isinstance(item, Sample) else item
+    media = list(prompt.media)
+    fps = prompt.meta.get("fps")
+    if isinstance(item, Sample):
+        media += [*item.images, *([] if item.video is None else [item.video])]
+        fps = item.meta.get("fps", fps)
+    inner = WIDTH - 2 * PAD
+    lines = [(line, INK) for line in wrap(prompt.text, bold, inner, 14)]
+    right = item.text if isinstance(item, Sample) else _answer(prompt.target)
+    if right:
+        lines += [("", INK), *((line, RIGHT) for line in wrap(right, font, inner, 5))]
+    if isinstance(item, Sample) and isinstance(item.meta.get("rejected"), str):
+        lines += [(line, WRONG) for line in wrap(f"rejected: {item.meta['rejected']}", font, inner, 5)]
+    meta = prompt.meta
+    about = [str(meta["kind"])] if "kind" in meta else []
+    about += [f"level {meta['level']}"] if "level" in meta else []
+    lines += [(line, FAINT) for line in wrap(" · ".join([*about, str(prompt.id)]), font, inner, 1)]
+    return Card(_flow(_groups(media, fps), inner), lines)
+
+
+def sheet(sections: Sequence[tuple[str, Sequence[Card]]]) -> Image.Image:
+    """Cards below the headings of their sections, row by row."""
+    columns = min(COLUMNS, max(len(cards) for _, cards in sections))
+    title = ImageFont.load_default(17)
+    headings = max(int(title.getlength(heading)) for heading, _ in sections) + 2 * GAP
+    width = max(columns * (WIDTH + GAP) + GAP, headings)
+    rows: list[tuple[str, Sequence[Card]]] = []
+    for heading, cards in sections:
+        rows.append((heading, ()))
+        rows += [("", cards[start : start + columns]) for start in range(0, len(cards), columns)]
+    heights = [max(c.height() for c in cards) + GAP if cards else 3 * LINE for _, cards in rows]
+    page = Image.new("RGB", (width, sum(heights) + GAP), PAPER)
+    draw = ImageDraw.Draw(page)
+    y = GAP
+    for (heading, cards), height in zip(rows, heights, strict=True):
+        if heading:
+            draw.text((GAP, y + 8), heading, fill=INK, font=title)
+        for column, one in enumerate(cards):
+            _draw(page, draw, one, GAP + column * (WIDTH + GAP), y, height - GAP)
+        y += height
+    return page
+
+
+def _draw(page: Image.Image, draw: ImageDraw.ImageDraw, one: Card, x: int, y: int, height: int) -> None:
+    font, bold = ImageFont.load_default(12), ImageFont.load_default(13)
+    draw.rectangle((x, y, x + WIDTH - 1, y + height - 1), fill=BAND, outline=EDGE)
+    top = y + PAD
+    for row in one.rows:
+        left = x + PAD
+        for tile in row:
+            page.paste(tile.image, (left, top))
+            if tile.label:
+                draw.text((left, top + tile.image.height), tile.label, fill=FAINT, font=font)
+            left += tile.image.width + 4
+        top += _row_height(row)
+    for text, colour in one.lines:
+        draw.text((x + PAD, top), text, fill=colour, font=bold if colour == INK else font)
+        top += LINE
+
+
+def _row_height(row: Sequence[Tile]) -> int:
+    return max(tile.image.height for tile in row) + (LINE if any(tile.label for tile in row) else 0) + 4
+
+
+def _groups(media: Sequence[Any], fps: Any) -> list[list[Tile]]:
+    """Every video as a group of frames, and the images between two videos as one group."""
+    groups: list[list[Tile]] = []
+    images: list[Tile] | None = None
+    frames = max(4, FRAMES // max(1, len(media)))
+    for item in media:
+        found = _opened(item, fps, frames)
+        if isinstance(found, Tile):
+            if images is None:
+                images = []
+                groups.append(images)
+            images.append(found)
+        else:
+            groups.append(found)
+            images = None
+    return groups
+
+
+def _opened(media: Any, fps: Any, frames: int) -> Tile | list[Tile]:
+    """An image, or `frames` frames of a video, from an array or a file. Raises UserError for a file that is neither."""
+    if isinstance(media, np.ndarray):
+        return _frames(media, fps, frames) if media.ndim == 4 else Tile(Image.fromarray(media))
+    try:
+        with Image.open(media) as image:
+            return Tile(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"no file {Path(media).absolute()}") from None
+    except UnidentifiedImageError:
+        return _video_file(Path(media), frames)
+
+
+def _video_file(path: Path, frames: int) -> list[Tile]:
+    try:
+        import decord
+    except ImportError:
+        raise UserError(
+            f"{path.absolute()} is no picture, and to read videos decord is missing: pip install decord"
+        ) from None
+    try:
+        reader = decord.VideoReader(str(path))
+        kept = _positions(len(reader), frames)
+        return _labelled(reader.get_batch(kept).asnumpy(), kept, reader.get_avg_fps())
+    except (RuntimeError, decord.DECORDError) as error:
+        first = (str(error).splitlines() or ["unknown format"])[0]
+        raise UserError(f"{path.absolute()} can be read neither as a picture nor as a video: {first}") from None
+
+
+def _frames(video: np.ndarray, fps: Any, frames: int) -> list[Tile]:
+    kept = _positions(len(video), frames)
+    return _labelled(video[kept], kept, fps)
+
+
+def _positions(total: int, frames: int) -> list[int]:
+    """At most `frames` positions, evenly, the first and the last among them."""
+    return sorted({round(position) for position in np.linspace(0, total - 1, min(frames, total)).tolist()})
+
+
+def _labelled(frames: np.ndarray, positions: Sequence[int], fps: Any) -> list[Tile]:
+    labels = [f"{position / fps:.2f} s" if fps else f"frame {position + 1}" for position in positions]
+    return [Tile(Image.fromarray(frame), label) for frame, label in zip(frames, labels, strict=True)]
+
+
+def _answer(target: Any) -> str:
+    """What is right: the target's own "answer", or the target as it is."""
+    if target is None:
+        return ""
+    if isinstance(target, Mapping) and "answer" in target:
+        return f"answer: {target['answer']}"
+    return f"target: {target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str)}"
+
+
+def _flow(groups: Sequence[Sequence[Tile]], width: int) -> list[list[Tile]]:
+    """Tiles in rows, every group in rows of its own, at the largest common scale at which no row is wider than `width`
+    and all together are hardly taller than wide."""
+    most = max((tile.image.width for group in groups for tile in group), default=1)
+    for scale in (*(scale for scale in SCALES if scale * most <= width), width / most):
+        rows = [row for group in groups for row in _rows(group, scale, width)]
+        tall = sum(max(tile.image.height for tile in row) * scale for row in rows)
+        if tall <= 1.25 * width or scale == SCALES[-1]:
+            break
+    return [[_scaled(tile, scale) for tile in row] for row in rows]
+
+
+def _rows(tiles: Sequence[Tile], scale: float, width: int) -> list[list[Tile]]:
+    rows: list[list[Tile]] = []
+    room = 0
+    for tile in tiles:
+        wide = max(1, round(tile.image.width * scale)) + 4
+        if wide > room:
+            rows.append([])
+            room = width + 4
+        rows[-1].append(tile)
+        room -= wide
+    return rows
+
+
+def _scaled(tile: Tile, scale: float) -> Tile:
+    size = (max(1, round(tile.image.width * scale)), max(1, round(tile.image.height * scale)))
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return Tile(tile.image.resize(size, how), tile.label)

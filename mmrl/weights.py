@@ -1,0 +1,168 @@
+"""Which weights of a policy's modules a stage trains, what the reference is, and what a checkpoint must hold."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmrl import lora
+from mmrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a stage trains: all weights of `parts` (or those whose names fit `patterns`), or a LoRA on the layers `targets`
+    of the first part; nothing below the `frozen` prefixes of a part."""
+
+    mode: Literal["full", "lora"]
+    parts: tuple[str, ...]
+    patterns: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    rank: int = 32
+    alpha: int = 64
+    seed: int = 0
+
+
+class Weights:
+    """The stage's trainable and frozen weights of `modules` (part name -> module). Names are `part.parameter`.
+
+    Weights that are trained in full are float32 while they are; those of a LoRA always are.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.choice: Choice | None = None
+        self.reference: dict[str, nn.Module] = {}
+        self.has_reference = False
+        self.peft_config: Any = None
+        self.dtypes: dict[nn.Parameter, torch.dtype] = {}
+        self.changed: set[str] = set()
+        """Parts whose weights are no longer those that were loaded, without counting what the stage trains."""
+
+    def prepare(self, choice: Choice, reference: bool) -> None:
+        """Start a stage: merge an earlier adapter, freeze everything, then free (or add) what `choice` trains.
+
+        Raises UserError for patterns and targets that the modules do not have."""
+        chosen = self.select(choice)
+        self._end_stage()
+        if choice.mode == "lora":
+            main = self.modules[choice.parts[0]]
+            self.peft_config = lora.add(main, choice.rank, choice.alpha, sorted(chosen), choice.seed)
+        else:
+            for part in choice.parts:
+                for name, parameter in self.modules[part].named_parameters():
+                    if f"{part}.{name}" in chosen:
+                        self._to_float32(parameter.requires_grad_(True))
+        if reference and choice.mode == "full":
+            self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
+        self.choice, self.has_reference = choice, reference or choice.mode == "lora"
+
+    def select(self, choice: Choice) -> set[str]:
+        """Full names of the parameters that `choice` trains, or of the layers that its LoRA is put on; changes nothing.
+
+        Raises UserError for patterns and targets that the modules do not have."""
+        if choice.mode == "lora":
+            return set(lora.find_targets(self.modules[choice.parts[0]], choice.targets, choice.frozen))
+        names = [
+            (part, name.replace(".base_layer.", "."))
+            for part in choice.parts
+            for name, _ in self.modules[part].named_parameters()
+            if "lora_" not in name
+        ]
+        free = [(part, name) for part, name in names if not lora.below(name, choice.frozen)]
+        if choice.patterns is None:
+            return {f"{part}.{name}" for part, name in free}
+        chosen: set[str] = set()
+        for pattern in choice.patterns:
+            fits = {f"{part}.{name}" for part, name in free if fnmatchcase(name, pattern)}
+            if not fits:
+                near = difflib.get_close_matches(pattern, [name for _, name in free], n=3, cutoff=0.3)
+                frozen = f" outside {', '.join(choice.frozen)} (frozen)" if choice.frozen else ""
+                raise UserError(
+                    f"train.parameters: '{pattern}' fits no parameter of {', '.join(choice.parts)}{frozen}; near: {near}"
+                )
+            chosen |= fits
+        return chosen
+
+    @property
+    def is_lora(self) -> bool:
+        return self.choice is not None and self.choice.mode == "lora"
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what the stage trains, in a fixed order."""
+        return {
+            f"{part}.{name}": parameter
+            for part in (self.choice.parts if self.choice is not None else ())
+            for name, parameter in self.modules[part].named_parameters()
+            if parameter.requires_grad
+        }
+
+    @contextmanager
+    def as_reference(self) -> Iterator[Mapping[str, nn.Module]]:
+        """The modules as they were when the stage started. Raises UserError when none were kept."""
+        if not self.has_reference:
+            raise UserError("no reference was kept for this stage: prepare(train, reference=True) comes first")
+        if self.choice is not None and self.is_lora:
+            with lora.disabled(self.modules[self.choice.parts[0]]):
+                yield self.modules
+        else:
+            yield {**self.modules, **self.reference}
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Weights that differ from the loaded model without being trained, and the frozen reference."""
+        trained = set(self.trainable())
+        state = {
+            f"model.{part}.{name}": value.detach()
+            for part in sorted(self.changed)
+            for name, value in self.modules[part].state_dict().items()
+            if f"{part}.{name}" not in trained
+        }
+        for part, module in self.reference.items():
+            state |= {f"reference.{part}.{name}": value.detach() for name, value in module.state_dict().items()}
+        return state
+
+    def load_frozen_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore `frozen_state`; the reference is left out where none is kept (a finished run that only samples).
+
+        Raises UserError for tensors that this stage has no place for."""
+        groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, part, name = key.split(".", 2)
+            groups.setdefault((kind, part), {})[name] = value
+        for (kind, part), state in groups.items():
+            if kind == "reference" and not self.reference:
+                continue
+            modules: Mapping[str, nn.Module] = self.modules if kind == "model" else self.reference
+            if part not in modules:
+                raise UserError(f"the checkpoint holds {kind} weights of '{part}', which this stage does not have")
+            unknown = modules[part].load_state_dict(state, strict=False).unexpected_keys
+            if unknown:
+                raise UserError(f"the checkpoint's {kind} '{part}' does not fit this model: unknown '{unknown[0]}'")
+            if kind == "model":
+                self.changed.add(part)
+
+    def _end_stage(self) -> None:
+        if self.choice is not None:
+            if self.is_lora:
+                lora.merge(self.modules[self.choice.parts[0]])
+            self.changed |= set(self.choice.parts)
+        for parameter, dtype in self.dtypes.items():
+            parameter.data = parameter.data.to(dtype)
+        self.reference, self.dtypes, self.choice, self.peft_config = {}, {}, None, None
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    def _to_float32(self, parameter: nn.Parameter) -> None:
+        """The dtype a weight came in is its own again after the stage."""
+        if parameter.dtype != torch.float32:
+            self.dtypes[parameter] = parameter.dtype
+            parameter.data = parameter.data.float()

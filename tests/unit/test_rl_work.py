@@ -1,0 +1,308 @@
+"""An rl step on a toy policy: views, branches, measurements, corrections, refills, and two ranks."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_policy import FakeGroup, Prompts, SharedMail, ToyPolicy, gradients, stage, work
+
+from mmrl.advantage.care import GrpoCare
+from mmrl.advantage.group import DrAdvantage
+from mmrl.advantage.majority import Majority
+from mmrl.advantage.vogue import Vogue
+from mmrl.config.schema import RefillSection
+from mmrl.curriculum.puzzlecraft import PuzzleCraft
+from mmrl.errors import RunError, UserError
+from mmrl.meter import Meter
+from mmrl.objective.correction import Rejection, Tis
+from mmrl.objective.entropy import Entropy, EntropySteps
+from mmrl.objective.objective import Objective
+from mmrl.objective.sequence import Gspo
+from mmrl.objective.views import Dvrp, Papo
+
+
+def step(
+    objective: Objective, number: int = 0, policy: ToyPolicy | None = None, **options: Any
+) -> tuple[list[np.ndarray | None], dict[str, float], ToyPolicy]:
+    """Gradients and metrics of step `number` (draws start at the first)."""
+    own, meter = policy or ToyPolicy(), Meter()
+    found = gradients(own, work(own, stage(objective, **options)).updates(number, meter))
+    return found, meter.reduce(FakeGroup()), own
+
+
+def plain() -> np.ndarray:
+    (found,), _, _ = step(Objective(DrAdvantage()))
+    assert found is not None and np.abs(found).max() > 1e-3
+    return found
+
+
+OFF: list[dict[str, Any]] = [
+    {"terms": (Papo(coef=0, entropy=0.5, aug_grad="recompute"),)},
+    {"terms": (Dvrp(coef=0),)},
+    {"terms": (Dvrp(masked=0, perturbed=0),)},
+    {"terms": (Entropy(coef=0),)},
+    {"shaping": (Vogue(visual=0, token=0),)},
+    {"shaping": (GrpoCare(weight=0),)},
+    {"shaping": (Majority(weight=0),)},
+    {"shaping": (PuzzleCraft(strength=0),)},
+    {"select": EntropySteps(fraction=1.0)},
+    {"correction": Tis(cap=1e9)},
+]
+
+
+@pytest.mark.parametrize("options", OFF)
+def test_coefficient_zero_is_grpo(options: dict[str, Any]) -> None:
+    policy = ToyPolicy(engine_gap=0.0 if "correction" in options else None)
+    (found,), _, _ = step(Objective(DrAdvantage(), **options), policy=policy)
+    assert found is not None
+    np.testing.assert_allclose(found, plain(), rtol=1e-6, atol=1e-9)
+
+
+ON: list[dict[str, Any]] = [
+    {"terms": (Papo(coef=0.1),)},
+    {"terms": (Papo(coef=0.1, divergence="full_kl"),)},
+    {"terms": (Dvrp(masked=0.1, perturbed=0.1),)},
+    {"terms": (Entropy(coef=0.1),)},
+    {"shaping": (Vogue(start=0.0),)},
+    {"shaping": (GrpoCare(),)},
+    {"shaping": (Majority(),)},
+    {"shaping": (PuzzleCraft(),)},
+    {"select": EntropySteps(fraction=0.3)},
+    {"correction": Tis(cap=1.1)},
+]
+
+
+@pytest.mark.parametrize("options", ON)
+def test_each_method_changes_the_gradient(options: dict[str, Any]) -> None:
+    policy = ToyPolicy(engine_gap=0.2 if "correction" in options else None)
+    (found,), _, _ = step(Objective(DrAdvantage(), **options), policy=policy)
+    assert found is not None and np.abs(found - plain()).max() > 1e-5
+
+
+def test_the_perception_kl_sees_only_samples_with_a_picture() -> None:
+    """The value is the mean over the steps of samples with media; a stage without any has no value and no gradient."""
+    objective = Objective(DrAdvantage(), terms=(Papo(coef=0.1),))
+    (_,), metrics, policy = step(objective)
+    seen = [draw for draw in policy.drawn if draw.prompt.media]
+    assert 0 < len(seen) < len(policy.drawn)
+    rollout = policy.rollout(seen, None, torch.ones(5, dtype=torch.bool))
+    chunk = next(policy.chunks(rollout, rollout.mask, 100))
+    with torch.no_grad():
+        a, b = policy.replay(rollout, chunk).log_prob, policy.replay(rollout, chunk, "masked").log_prob
+    value = (torch.exp(b - a) - (b - a) - 1)[rollout.mask].mean()
+    assert metrics["papo_kl"] == pytest.approx(float(value), rel=1e-4)
+    (blind,), metrics, _ = step(objective, prompts=Prompts(pictures=False))
+    (base,), _, _ = step(Objective(DrAdvantage()), prompts=Prompts(pictures=False))
+    assert "papo_kl" not in metrics
+    np.testing.assert_array_equal(blind, base)
+
+
+def test_splitting_into_micro_batches_changes_nothing() -> None:
+    objective = Objective(DrAdvantage(), Gspo(), terms=(Papo(coef=0.1, entropy=0.1), Entropy(coef=0.01)))
+    (one,), _, _ = step(objective, micro_batch=24)
+    (many,), _, _ = step(objective, micro_batch=1)
+    np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-8)
+
+
+def test_only_what_asks_for_it_is_replayed_with_gradient() -> None:
+    for grad, term in [(False, Papo(coef=0.1, entropy=0.1)), (True, Papo(coef=0.1, entropy=0.1, aug_grad="recompute"))]:
+        _, _, policy = step(Objective(DrAdvantage(), terms=(term,)))
+        assert {on for view, _, on in policy.replays if view == "masked"} == {grad}
+    _, _, policy = step(Objective(DrAdvantage()))
+    assert {view for view, _, _ in policy.replays} == {"original"}
+
+
+def test_papo_anneals_over_the_stage() -> None:
+    full, half = (
+        step(Objective(DrAdvantage(), terms=(Papo(coef=0.4, anneal=on),)), number=5)[0][0] for on in (False, True)
+    )
+    base = step(Objective(DrAdvantage()), number=5)[0][0]
+    assert full is not None and half is not None and base is not None
+    np.testing.assert_allclose(half - base, (full - base) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_dvrp_reports_both_divergences() -> None:
+    _, metrics, _ = step(Objective(DrAdvantage(), terms=(Dvrp(entropy=0.1),)))
+    assert metrics["dvrp_masked"] > metrics["dvrp_perturbed"] > 0
+    assert metrics["dvrp_entropy"] > 0
+
+
+# ---- vogue
+
+
+def views_at(number: int, **options: Any) -> list[str]:
+    _, _, policy = step(Objective(DrAdvantage(), shaping=(Vogue(**options),)), number=number)
+    return [draw.view for draw in policy.drawn]
+
+
+def test_the_noisy_branch_fades_over_the_stage() -> None:
+    assert set(views_at(0)) == {"noisy"}
+    some = views_at(5).count("noisy")
+    assert some == 12 and views_at(5) == views_at(5)
+    assert views_at(9).count("noisy") < 6
+    assert set(views_at(3, start=0.0)) == {"original"}
+
+
+def test_samples_of_the_noisy_branch_are_trained_with_the_original_picture() -> None:
+    """Their log-probs are scored again, so the ratio starts at 1 (start-up parity passes)."""
+    _, metrics, policy = step(Objective(DrAdvantage(), shaping=(Vogue(),)))
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-6) and metrics["ratio_deviation"] < 1e-5
+    assert metrics["measured/uncertainty/noisy"] > 0
+    seen = {(view, on) for view, _, on in policy.replays if view == "noisy"}
+    assert seen == {("noisy", False)}
+
+
+def test_a_bonus_needs_its_branch_to_be_drawn_noisy() -> None:
+    raw = step(Objective(DrAdvantage(), shaping=(Vogue(start=0.0, token=0),)))[0][0]
+    np.testing.assert_allclose(raw, plain())
+
+
+# ---- answers, consistency, correction
+
+
+def test_majority_reads_no_target_and_rewards_agreement() -> None:
+    _, metrics, _ = step(Objective(DrAdvantage(), shaping=(Majority(),)))
+    assert metrics["reward_shaped"] > metrics["reward"]
+
+
+def test_without_answers_a_comparison_is_refused() -> None:
+    class Silent(ToyPolicy):
+        def rollout(self, *args: Any) -> Any:
+            found = super().rollout(*args)
+            for sample in found.samples:
+                sample.meta.clear()
+            return found
+
+    with pytest.raises(UserError, match="meta\\['answer'\\]"):
+        step(Objective(DrAdvantage(), shaping=(Majority(),)), policy=Silent())
+
+
+def test_correction_without_an_engine_is_refused() -> None:
+    with pytest.raises(RunError, match="log-probs of an inference engine"):
+        step(Objective(DrAdvantage(), correction=Tis()))
+
+
+def test_correction_multiplies_the_policy_loss_alone() -> None:
+    base = plain()
+    for gap, cap, factor in ((0.1, 9.0, np.exp(0.1)), (0.9, 2.0, 2.0), (-0.3, 2.0, np.exp(-0.3))):
+        (found,), metrics, _ = step(Objective(DrAdvantage(), correction=Tis(cap=cap)), policy=ToyPolicy(gap))
+        np.testing.assert_allclose(found, base * factor, rtol=1e-4, atol=1e-7)
+        assert metrics["correction"] == pytest.approx(factor, rel=1e-5) and metrics["rejected"] == 0
+    normal = Objective(DrAdvantage(), correction=Tis(normalize=True))
+    np.testing.assert_allclose(step(normal, policy=ToyPolicy(0.4))[0][0], base, rtol=1e-4, atol=1e-7)
+    term = Entropy(coef=0.3)
+    reject = Objective(DrAdvantage(), terms=(term,), correction=Tis(reject=(Rejection(low=0.9, high=1.1),)))
+    (found,), metrics, _ = step(reject, policy=ToyPolicy(0.4))
+    (with_term,), _, _ = step(Objective(DrAdvantage(), terms=(term,)))
+    assert metrics["rejected"] == 1
+    np.testing.assert_allclose(found, with_term - base, rtol=1e-4, atol=1e-7)
+
+
+# ---- refill
+
+REFILL = RefillSection(max_rounds=4)
+
+
+def test_refill_draws_until_the_step_is_full() -> None:
+    plain_work, filled = ToyPolicy(), ToyPolicy()
+    with torch.no_grad():
+        for policy in (plain_work, filled):
+            policy.base += torch.tensor([0.0, 3.0, 0.0, 0.0])  # most groups are all right: no signal
+    _, before, _ = step(Objective(DrAdvantage()), policy=plain_work)
+    _, after, _ = step(Objective(DrAdvantage()), policy=filled, refill=REFILL)
+    assert before["zero_signal_share"] > 0.2
+    assert after["refill/rounds"] > 1 and after["refill/groups"] == 4
+    assert after["advantage/kept"] == pytest.approx(24 / len(filled.drawn))
+
+
+def test_an_exhausted_refill_trains_on_what_is_there() -> None:
+    policy = ToyPolicy()
+    with torch.no_grad():
+        policy.base += torch.tensor([0.0, 30.0, 0.0, 0.0])
+    found, metrics, _ = step(Objective(DrAdvantage()), policy=policy, refill=RefillSection(max_rounds=2))
+    assert found == [None] and metrics["refill/rounds"] == 2 and metrics["refill/groups"] == 0
+
+
+def test_a_full_first_round_is_the_plain_step() -> None:
+    policy, other = ToyPolicy(), ToyPolicy()
+    objective = Objective(DrAdvantage())
+    index = next(i for i in range(20) if full(objective, i))
+    a, b = work(policy, stage(objective)), work(other, stage(objective, refill=REFILL))
+    for one in (a, b):
+        one.draws.index = index
+    np.testing.assert_array_equal(
+        gradients(policy, a.updates(0, Meter()))[0], gradients(other, b.updates(0, Meter()))[0]
+    )
+
+
+def full(objective: Objective, index: int) -> bool:
+    policy, meter = ToyPolicy(), Meter()
+    own = work(policy, stage(objective))
+    own.draws.index = index
+    gradients(policy, own.updates(0, meter))
+    return meter.values["zero_signal_share"] == 0
+
+
+def test_the_mean_of_a_group_may_be_bounded_too() -> None:
+    _, metrics, _ = step(Objective(DrAdvantage()), refill=RefillSection(max_rounds=3, low=0.3, high=0.7))
+    assert metrics["refill/rounds"] >= 2
+
+
+def run_steps(own: Any, policy: ToyPolicy, numbers: range) -> list[np.ndarray | None]:
+    return [found for number in numbers for found in gradients(policy, own.updates(number, Meter()))]
+
+
+def test_resuming_between_refilled_steps_changes_nothing() -> None:
+    def new() -> tuple[Any, ToyPolicy]:
+        policy = ToyPolicy()
+        with torch.no_grad():
+            policy.base += torch.tensor([0.0, 2.0, 0.0, 0.0])
+        return work(policy, stage(Objective(DrAdvantage()), refill=REFILL, updates_per_rollout=2)), policy
+
+    straight = run_steps(*new(), range(4))
+    first, policy = new()
+    head = run_steps(first, policy, range(2))
+    state = first.state()
+    assert state["sampler"]["index"] > 2
+    second, policy = new()
+    second.load_state(state)
+    tail = run_steps(second, policy, range(2, 4))
+    assert len(straight) == 8
+    for got, want in zip(head + tail, straight, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(DrAdvantage(), terms=(Papo(coef=0.1, entropy=0.1),)),
+        Objective(DrAdvantage(), Gspo(), shaping=(Vogue(start=0.6), PuzzleCraft())),
+        Objective(DrAdvantage(), shaping=(Majority(), GrpoCare()), select=EntropySteps(fraction=0.1)),
+    ],
+)
+def test_two_ranks_are_one_with_a_refill(objective: Objective) -> None:
+    options: dict[str, Any] = {"refill": REFILL, "prompts_per_step": 3, "group_size": 5, "updates_per_rollout": 3}
+    (whole), alone, _ = step(objective, **options)
+    mail = SharedMail(2)
+    parts: list[Any] = [None, None]
+    seen: list[dict[str, float]] = [{}, {}]
+
+    def rank(number: int) -> None:
+        policy, meter = ToyPolicy(), Meter()
+        group = FakeGroup(number, mail)
+        parts[number] = gradients(policy, work(policy, stage(objective, **options), group).updates(0, meter))
+        seen[number] = meter.reduce(group)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(whole) == 3 and seen[0] == seen[1]
+    assert seen[0] == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    for one, left, right in zip(whole, *parts, strict=True):
+        np.testing.assert_allclose(left + right, one, rtol=1e-4, atol=1e-6)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrl.config.dump import dump, flatten
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised, load, trained_steps
+from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load, trained_steps
 from mmrl.config.source import Path_
 
 
@@ -42,7 +42,7 @@ def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
     policy, section = resolved.policy, stage.section
     head = f"stage {stage.name} ({section.kind}): {section.steps} steps; trains {policy.trains(stage.train)}"
     processes = resolved.config.run.num_processes or 1
-    if isinstance(stage, ResolvedSupervised):
+    if isinstance(stage, ResolvedExamples):
         return [head, f"  {stage.section.batch_size} examples per step in micro-batches of {section.micro_batch}"]
     assert isinstance(stage, ResolvedRL)
     return [head, f"  {geometry(stage, resolved, processes)}", f"  {cost(stage, resolved)}"]

@@ -104,6 +104,11 @@ class Policy(Protocol):
         """Per-example loss `(B,)` with gradient (next-token or flow-matching); example i draws its noise from `seeds[i]`."""
         ...
 
+    def given(self, samples: Sequence[Sample]) -> Rollout:
+        """A rollout of texts that somebody else wrote, for `replay` (preference stages); its log-probs are 0. Only policies
+        that write text have it."""
+        ...
+
     def prepare(self, train: Any, reference: bool) -> None:
         """Called when a stage starts: set what is trainable (`train` is a `train_type`), freeze and cache the rest.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedSupervised, load
+from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, load
 from mmrl.errors import UserError
 from mmrl.report.grid import FAINT, INK, PAPER, wrap
 from mmrl.rollout import Prompt, Sample
@@ -76,7 +76,7 @@ def _sources(resolved: Resolved) -> dict[str, tuple[str, Any]]:
     """Stage (or "evaluation") -> (the source's name in the config, the source)."""
     found: dict[str, tuple[str, Any]] = {}
     for stage in resolved.stages:
-        if isinstance(stage, ResolvedSupervised):
+        if isinstance(stage, ResolvedExamples):
             found[stage.name] = (stage.section.examples.name, stage.examples)
         elif isinstance(stage, ResolvedRL):
             found[stage.name] = (stage.section.prompts.name, stage.prompts)

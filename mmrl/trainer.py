@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmrl import checkpoint
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedStage, ResolvedSupervised
+from mmrl.config.resolve import Resolved, ResolvedPreference, ResolvedRL, ResolvedStage, ResolvedSupervised
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
 from mmrl.evaluate import Evaluation, as_json, evaluate, evaluation_draws
@@ -20,6 +20,7 @@ from mmrl.folder import RunFolder, write_json
 from mmrl.meter import Meter
 from mmrl.optim import Optimization
 from mmrl.policy import Policy
+from mmrl.preference import PreferenceWork
 from mmrl.report.grid import save_grid
 from mmrl.reward import RewardSet
 from mmrl.rollout import Prompt
@@ -149,6 +150,8 @@ class Trainer:
     def _work(self, stage: ResolvedStage) -> Work:
         if isinstance(stage, ResolvedRL):
             return RLWork(stage, self.policy, self.group, self.seed, self.tracking.say)
+        if isinstance(stage, ResolvedPreference):
+            return PreferenceWork(stage, self.policy, self.group, self.seed)
         assert isinstance(stage, ResolvedSupervised)
         return SupervisedWork(stage, self.policy, self.group, self.seed)
 
@@ -330,4 +333,6 @@ def restore_weights(policy: Policy, tensors: dict[str, dict[str, torch.Tensor]],
 
 
 def _needs_reference(stage: ResolvedStage) -> bool:
-    return isinstance(stage, ResolvedRL) and any(model == "reference" for _, model in stage.objective.needs)
+    if isinstance(stage, ResolvedRL):
+        return any(model == "reference" for _, model in stage.objective.needs)
+    return isinstance(stage, ResolvedPreference)

@@ -66,6 +66,15 @@ def groups_of(draws: Sequence[Draw]) -> list[list[int]]:
     return found
 
 
+def groups_of_prompts(prompts: Sequence[Prompt]) -> list[int]:
+    """The number of each prompt's group: neighbours that are one and the same prompt share it."""
+    found: list[int] = []
+    for position, prompt in enumerate(prompts):
+        same = position > 0 and prompts[position - 1] is prompt
+        found.append(found[-1] + (not same) if found else 0)
+    return found
+
+
 def by_view(draws: Sequence[Draw], group: Sequence[int]) -> list[tuple[str, list[int]]]:
     """Positions of neighbouring draws of a group that look through the same view."""
     return [(view, list(rows)) for view, rows in groupby(group, key=lambda row: draws[row].view)]

@@ -27,7 +27,7 @@ from mmrl.vlm.distribution import kl_divergence
 from mmrl.vlm.encoded import EncodedPrompt
 from mmrl.vlm.engine import Engine, choose_engine
 from mmrl.vlm.media import FrameRule
-from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, whole_answers
+from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, groups_of_prompts, whole_answers
 from mmrl.vlm.plan import VlmPlan, VlmSampling
 from mmrl.vlm.prompts import PromptEncoder, PromptOptions
 from mmrl.vlm.train import PART, VlmTrainSpec, vision_parts
@@ -310,16 +310,34 @@ class VlmPolicy(Component):
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.dtype))
 
+    def given(self, samples: Sequence[Sample]) -> Rollout:
+        """Texts as if they had been drawn at temperature 1, neighbours with one prompt as a group. Raises UserError for a
+        sample without text."""
+        numbers = groups_of_prompts([sample.prompt for sample in samples])
+        first = [samples[numbers.index(number)].prompt for number in range(numbers[-1] + 1)]
+        answers = [self._answer(sample) for sample in samples]
+        draws = [
+            Draw(sample.prompt, number, row, 0, 0)
+            for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
+        ]
+        payload = Payload(first, [0] * len(first), torch.tensor(numbers), answers, 1.0)
+        mask = pad_sequence([torch.ones(len(answer), dtype=torch.bool) for answer in answers], batch_first=True)
+        return Rollout(draws, list(samples), torch.tensor(numbers), torch.zeros(mask.shape), mask, payload)
+
+    def _answer(self, sample: Sample) -> Tensor:
+        """The tokens of a text, its end included. Raises UserError for a sample without text."""
+        if not sample.text:
+            raise UserError(
+                f"example '{sample.prompt.id}' has no text: a vision-language model learns to write an answer"
+            )
+        return self.encoder.answer(sample.text, int(self.encoder.tokenizer.eos_token_id))
+
     def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
         """Mean cross entropy `(B,)` of the tokens of each example's `text` (what should have been answered), its end
         included, given its prompt; with gradient. Raises UserError for an example without text."""
         groups = []
         for example in examples:
-            if not example.text:
-                raise UserError(
-                    f"example '{example.prompt.id}' has no text: a vision-language model learns to write an answer"
-                )
-            answer = self.encoder.answer(example.text, int(self.encoder.tokenizer.eos_token_id))
+            answer = self._answer(example)
             prompt = self._encode(example.prompt)
             if self.max_prompt_tokens is not None and len(prompt) > self.max_prompt_tokens:
                 raise UserError(

@@ -33,7 +33,10 @@ class PuzzleReward(Reward):
         return ("text",) if self.mode == "format" else ("text", "target")
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """One number per sample. Raises ValueError for a missing or foreign target."""
+        """One number per sample; leaves the answer that was read in `sample.meta["answer"]` (None: there is none), which
+        majority votes and measures of dispersion compare. Raises ValueError for a missing or foreign target."""
+        for sample in samples:
+            sample.meta["answer"] = last_answer(sample.text or "")
         if self.mode == "format":
             return [float(well_formed(sample.text or "")) for sample in samples]
         verdicts = [judge(sample.text or "", sample.prompt.target, sample.prompt.id) for sample in samples]

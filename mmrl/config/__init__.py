@@ -1,5 +1,5 @@
 """The configuration: a typed schema, loading with file and line, and resolution of names before weights load."""
 
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedSupervised, load
+from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedPreference, ResolvedRL, ResolvedSupervised, load
 
-__all__ = ["Resolved", "ResolvedRL", "ResolvedSupervised", "load"]
+__all__ = ["Resolved", "ResolvedExamples", "ResolvedPreference", "ResolvedRL", "ResolvedSupervised", "load"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mmrl.config.resolve import Resolved, ResolvedRL, ResolvedSupervised
+from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL
 from mmrl.config.schema import Spec
 
 MAY_DIFFER = (
@@ -31,7 +31,7 @@ def dump(resolved: Resolved) -> dict[str, Any]:
     for stage in resolved.stages:
         node = tree["stages"][stage.name]
         node["train"] = stage.train.model_dump(mode="json")
-        if isinstance(stage, ResolvedSupervised):
+        if isinstance(stage, ResolvedExamples):
             node["examples"] = _spec(stage.section.examples, stage.examples, resolved)
         if isinstance(stage, ResolvedRL):
             node["prompts"] = _spec(stage.section.prompts, stage.prompts, resolved)

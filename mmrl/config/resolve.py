@@ -11,7 +11,16 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from mmrl import components
-from mmrl.config.schema import Config, RewardSpec, RLStage, Spec, StageSection, SupervisedStage
+from mmrl.config.schema import (
+    Config,
+    ExamplesStage,
+    PreferenceStage,
+    RewardSpec,
+    RLStage,
+    Spec,
+    StageSection,
+    SupervisedStage,
+)
 from mmrl.config.source import Path_, Source, read
 from mmrl.config.validate import lines, validate
 from mmrl.errors import ConfigError, UserError
@@ -42,9 +51,19 @@ class ResolvedStage:
 
 
 @dataclass
-class ResolvedSupervised(ResolvedStage):
-    section: SupervisedStage
+class ResolvedExamples(ResolvedStage):
+    section: ExamplesStage
     examples: Any
+
+
+@dataclass
+class ResolvedSupervised(ResolvedExamples):
+    section: SupervisedStage
+
+
+@dataclass
+class ResolvedPreference(ResolvedExamples):
+    section: PreferenceStage
 
 
 @dataclass
@@ -141,6 +160,9 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
         if isinstance(section, SupervisedStage):
             examples = build.component("examples", section.examples, (*path, "examples"))
             stages.append(ResolvedSupervised(name, section, train, examples))
+        elif isinstance(section, PreferenceStage):
+            examples = build.component("examples", section.examples, (*path, "examples"))
+            stages.append(ResolvedPreference(name, section, train, examples))
         else:
             stages.append(_rl(name, section, train, plan_type, build))
     evaluation = None
@@ -223,7 +245,7 @@ def _read_data(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation |
     """Open every data source once, so that a missing file or a bad line shows before weights load."""
     for stage in stages:
         path: Path_ = ("stages", stage.name)
-        if isinstance(stage, ResolvedSupervised):
+        if isinstance(stage, ResolvedExamples):
             build.check((*path, "examples"), stage.examples.open, 0)
         elif isinstance(stage, ResolvedRL):
             build.check((*path, "prompts"), _sampler, stage)
@@ -254,6 +276,11 @@ def _check_stage(stage: ResolvedStage, policy: Any, build: _Builder) -> None:
     """What every kind of stage must fulfil."""
     section, path = stage.section, ("stages", stage.name)
     build.check((*path, "train"), getattr(policy, "check_train", lambda train: None), stage.train)
+    if isinstance(section, PreferenceStage) and not hasattr(policy, "given"):
+        build.problems.append(
+            f"{build.source.where((*path, 'kind'))}: {'.'.join(path)}.kind: a preference stage compares answers that are "
+            f"given, and {type(policy).__name__} cannot score one; use a policy that writes text (vlm, tiny_qwen3vl)"
+        )
     updates = section.updates_per_rollout * section.epochs if isinstance(section, RLStage) else 1
     total, warmup = section.steps * updates, section.optimizer.warmup_steps
     if warmup and warmup >= total:

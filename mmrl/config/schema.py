@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -116,10 +116,32 @@ class StageSection(Section):
     """Rows of one forward and backward pass (sample-step pairs for denoising, samples for tokens and supervised data)."""
 
 
-class SupervisedStage(StageSection):
-    kind: Literal["supervised"]
+class ExamplesStage(StageSection):
+    """A stage that learns from given examples."""
+
     examples: Spec
     batch_size: PositiveInt
+    """Examples (pairs) of one optimizer step."""
+
+
+class SupervisedStage(ExamplesStage):
+    kind: Literal["supervised"]
+
+
+class PreferenceStage(ExamplesStage):
+    """Pairs of answers of which one was preferred; the reference is the policy as the stage finds it."""
+
+    kind: Literal["preference"]
+    loss: Literal["dpo", "ipo", "hinge"] = "dpo"
+    beta: PositiveFinite = 0.1
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs that are taken to be the wrong way round (dpo only)."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> PreferenceStage:
+        if self.label_smoothing and self.loss != "dpo":
+            raise ValueError(f"label_smoothing belongs to loss: dpo, but loss is {self.loss}")
+        return self
 
 
 class StepsSection(Section):
@@ -187,7 +209,7 @@ class RLStage(StageSection):
     replay that is further off than the clip range would train on clipped steps alone."""
 
 
-Stage = Annotated[SupervisedStage | RLStage, Field(discriminator="kind")]
+Stage = Annotated[SupervisedStage | PreferenceStage | RLStage, Field(discriminator="kind")]
 
 
 class Config(Section):

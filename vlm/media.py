@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmrl.errors import UserError
 from mmrl.rollout import Prompt
+from mmrl.video import open_video, spread
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FRAME_FACTOR = 2
@@ -53,7 +54,7 @@ def frame_indices(total: int, video_fps: float, rule: FrameRule) -> tuple[int, .
     most = math.floor(min(rule.most, total) / FRAME_FACTOR) * FRAME_FACTOR
     wanted = min(max(total / video_fps * rule.fps, least), most, total)
     count = max(FRAME_FACTOR, math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR)
-    return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
+    return tuple(spread(total, count))
 
 
 def load_media(prompt: Prompt, rule: FrameRule) -> list[Media]:
@@ -110,19 +111,12 @@ def _read_image(path: Path, where: str) -> np.ndarray:
 
 
 def _read_video(path: Path, where: str, rule: FrameRule) -> Video:
-    """Sampled frames of a video file, by decord."""
     try:
-        import decord
-    except ImportError:
-        raise UserError(f"{where}: reading {path.name} needs decord; install it with: pip install decord") from None
-    try:
-        reader = decord.VideoReader(str(path))
-        fps, total = float(reader.get_avg_fps()), len(reader)
-        indices = _indices(total, fps, where, rule)
-        return Video(reader.get_batch(list(indices)).asnumpy(), fps, indices, total)
-    except (decord.DECORDError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{where}: {path.absolute()} is not a video that can be read: {reason}") from None
+        opened = open_video(path)
+        indices = frame_indices(opened.total, opened.fps, rule)
+        return Video(opened.frames(indices), opened.fps, indices, opened.total)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def with_pixels(item: Media, pixels: np.ndarray) -> Media:

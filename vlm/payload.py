@@ -96,6 +96,6 @@ def whole_answers(train: Tensor, micro_batch: int) -> Iterator[Chunk]:
     """Rows of `train (N, S)` bool that train something, in order, `micro_batch` at a time; a chunk's steps reach to the
     last one that any of its rows trains."""
     rows = train.any(1).nonzero()[:, 0].cpu()
-    for part in rows.split(micro_batch):
+    for part in rows.split(micro_batch) if len(rows) else ():
         last = int(train[part].any(0).nonzero().max()) + 1
         yield Chunk(part, torch.arange(last).expand(len(part), -1))

@@ -157,8 +157,10 @@ class PromptEncoder:
         for item in media:
             kind = "video" if isinstance(item, Video) else "image"
             grid, patch = next(grids[kind], None), patches[kind]
-            known = grid is not None and isinstance(patch, int)
-            sizes.append((int(grid[1]) * patch, int(grid[2]) * patch) if known else None)
+            if grid is not None and isinstance(patch, int):
+                sizes.append((int(grid[1]) * patch, int(grid[2]) * patch))
+            else:
+                sizes.append(None)
         return sizes
 
 

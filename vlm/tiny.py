@@ -41,7 +41,8 @@ def tiny_qwen3vl(seed: int = 0, min_pixels: int = 28 * 28, max_pixels: int = 112
 
     processor = tiny_processor(min_pixels, max_pixels)
     tokenizer = processor.tokenizer
-    config = Qwen3VLConfig(
+    config_type: Any = Qwen3VLConfig
+    config = config_type(
         text_config={
             "vocab_size": VOCABULARY,
             "hidden_size": 128,

@@ -57,12 +57,11 @@ def tiny_smolvlm(seed: int = 0) -> tuple[Any, Any]:
         video_token="<video>",
     )
     edge = {"longest_edge": SQUARE}
+    video_processor: Any = SmolVLMVideoProcessor
     processor = SmolVLMProcessor(
         SmolVLMImageProcessor(size={"longest_edge": 2 * SQUARE}, max_image_size=edge),
         tokenizer,
-        SmolVLMVideoProcessor(
-            size=edge, max_image_size=edge, video_sampling={"fps": 1, "max_frames": 8, "video_size": edge}
-        ),
+        video_processor(size=edge, max_image_size=edge, video_sampling={"fps": 1, "max_frames": 8, "video_size": edge}),
         image_seq_len=4,
         chat_template=(
             "{%- for message in messages -%}{{ message.role | capitalize }}: {% for part in message.content -%}"
@@ -70,7 +69,8 @@ def tiny_smolvlm(seed: int = 0) -> tuple[Any, Any]:
             "{%- endfor -%}<end_of_utterance>{{ '\n' }}{%- endfor -%}{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
         ),
     )
-    config = SmolVLMConfig(
+    config_type: Any = SmolVLMConfig
+    config = config_type(
         text_config={**TEXT, "model_type": "llama", "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": False},
         vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
                        "image_size": SQUARE, "patch_size": 8, "initializer_range": 0.1},

@@ -90,10 +90,8 @@ def tiny_tokenizer(eos: str = "<|im_end|>", more: tuple[str, ...] = (), **named:
     vocab, merges = train_bpe(VOCABULARY - len(special) - len(TAGS))
     for token in special:
         vocab[token] = len(vocab)
-    kwargs: dict[str, Any] = {"extra_special_tokens": named} if named else {}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=merges, eos_token=eos, pad_token=SPECIAL[0], unk_token=SPECIAL[0], **kwargs
-    )
+    kwargs: dict[str, Any] = {"merges": merges, **({"extra_special_tokens": named} if named else {})}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, eos_token=eos, pad_token=SPECIAL[0], unk_token=SPECIAL[0], **kwargs)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     assert len(tokenizer) == VOCABULARY

@@ -13,7 +13,6 @@ from mmrl.generative.noise import Noise
 from mmrl.generative.plan import DiffusionPlan
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.schedule import DiffusionSchedule, ddim_schedule
-from mmrl.generative.train import TrainSpec
 from mmrl.generative.transition import Prediction, Transition, ddim_transition, expand, rows_mean
 from mmrl.rollout import Sample
 
@@ -59,7 +58,7 @@ class DiffusionPolicy(DenoisingPolicy):
     def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
         """Denoising, `(B,)` with gradient: x = sqrt(ab) x0 + sqrt(1 - ab) eps, error of epsilon or of
         v = sqrt(ab) eps - sqrt(1 - ab) x0, at a timestep drawn uniformly."""
-        spec = self.weights.spec or TrainSpec()
+        spec = self._spec
         x0 = self.adapter.encode_images([example.images[0] for example in examples])
         noise = Noise(seeds, x0.shape[1:], self.device)
         texts = self._dropped(examples, noise, spec.caption_dropout)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
+from mmrl import lora
 from mmrl.errors import UserError
-from mmrl.generative import lora
 from mmrl.generative.plan import Sampling
 
 if TYPE_CHECKING:
@@ -62,20 +59,12 @@ def _write_lora(policy: DenoisingPolicy, folder: Path) -> None:
         )
     network: Any = adapter.network
     layers = get_peft_model_state_dict(network, adapter_name=lora.ADAPTER)
-    config = network.peft_config[lora.ADAPTER]
     type(adapter.pipe).save_lora_weights(folder, **{f"{adapter.network_name}_lora_layers": layers}, **_metadata(policy))
-    save_file(
-        {f"base_model.model.{name}": value.contiguous().cpu() for name, value in layers.items()},
-        folder / "adapter_model.safetensors",
-    )
-    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, default=str))
+    lora.write(network, weights.peft_config, folder)
 
 
 def _metadata(policy: DenoisingPolicy) -> dict[str, Any]:
-    network: Any = policy.adapter.network
-    name = policy.adapter.network_name
-    return {f"{name}_lora_adapter_metadata": network.peft_config[lora.ADAPTER].to_dict()}
+    return {f"{policy.adapter.network_name}_lora_adapter_metadata": policy.weights.peft_config.to_dict()}
 
 
 def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:

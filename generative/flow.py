@@ -20,7 +20,6 @@ from mmrl.generative.schedule import (
     shift_sigmas,
     shifted_schedule,
 )
-from mmrl.generative.train import TrainSpec
 from mmrl.generative.transition import Transition, expand, flow_transition, rows_mean
 from mmrl.rollout import Sample
 
@@ -79,7 +78,7 @@ class FlowPolicy(DenoisingPolicy):
         `train.loss` weighs the squared error of the clean sample by 1/sigma^2 (`velocity`: the plain flow-matching loss),
         1/sigma (`balanced`) or 1 (`sample`). Where the network predicts samples sigma is no less than `min_sigma` there.
         """
-        spec = self.weights.spec or TrainSpec()
+        spec = self._spec
         x0 = self.adapter.encode_images([example.images[0] for example in examples])
         noise = Noise(seeds, x0.shape[1:], self.device)
         texts = self._dropped(examples, noise, spec.caption_dropout)

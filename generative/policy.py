@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, PrivateAttr
 from torch import Tensor, nn
 
+from mmrl import lora
 from mmrl.components import Component
 from mmrl.errors import UserError
 from mmrl.generative import export
@@ -26,10 +27,10 @@ from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order, storage
 from mmrl.generative.plan import DenoisingPlan, Sampling
 from mmrl.generative.train import TrainSpec
-from mmrl.generative.trained import Weights
 from mmrl.generative.transition import Transition, kl_divergence
 from mmrl.policy import ModelName
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
+from mmrl.weights import Weights
 
 VIEWS = ("original", "blank")
 
@@ -50,6 +51,8 @@ class DenoisingPolicy(Component):
     _adapter: Adapter | None = PrivateAttr(default=None)
     _weights: Weights | None = PrivateAttr(default=None)
     _cache: ConditioningCache | None = PrivateAttr(default=None)
+    _spec: TrainSpec = PrivateAttr(default_factory=TrainSpec)
+    """The `train:` block of the stage, which supervised losses look at."""
 
     # -- before any weight is loaded
 
@@ -100,14 +103,14 @@ class DenoisingPolicy(Component):
     def load(self, device: str | torch.device) -> None:
         """Load (or make) the model. Raises UserError when it cannot be loaded."""
         self._adapter = self.make_adapter(torch.device(device))
-        self._weights = Weights(self._adapter)
+        self._weights = Weights(self._adapter.modules)
         self._cache = ConditioningCache(self._adapter.encode)
 
     def check_loaded(self, train: Any | None, plan: Any | None) -> None:
         """Raises UserError when the parts, patterns or LoRA targets of `train`, or the size, steps or scheduler that `plan`
         (a rollout or a sampling) needs, do not fit the loaded model. Changes nothing."""
         if train is not None:
-            self.weights.select(train)
+            self.weights.select(train.choice(self.adapter))
         if plan is not None:
             self.adapter.size(plan.height, plan.width)
             try:
@@ -191,7 +194,7 @@ class DenoisingPolicy(Component):
             latents=torch.cat([part.kept for part in parts]),
             slot=storage(steps),
             final=final,
-            conditioning=None if self.weights.trains_encoders else conditioning,
+            conditioning=None if self._trains_encoders else conditioning,
         )
         return Rollout(
             draws=draws,
@@ -241,7 +244,7 @@ class DenoisingPolicy(Component):
         """
         _check_view(view)
         if model == "reference":
-            with torch.no_grad(), self.weights.as_reference():
+            with torch.no_grad(), self.weights.as_reference() as modules, self.adapter.using(modules):
                 return self._score(rollout.payload, chunk, view, reference=True)
         return self._score(rollout.payload, chunk, view, reference=False)
 
@@ -286,14 +289,21 @@ class DenoisingPolicy(Component):
         return unconditional + scale * (conditional - unconditional)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = self.weights.autocast
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        """The model's own dtype where float32 weights are trained of a model loaded in a lower one."""
+        if self.weights.choice is None or self.weights.is_lora or self.adapter.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.adapter.dtype)
+
+    @property
+    def _trains_encoders(self) -> bool:
+        choice = self.weights.choice
+        return choice is not None and any(part != self.adapter.network_name for part in choice.parts)
 
     def _with_blank(self, texts: Sequence[str], plan: Sampling) -> list[str]:
         return [*texts, ""] if plan.guidance_scale > 1 else list(texts)
 
     def _conditioning(self, texts: Sequence[str]) -> Conditioning:
-        return self.encode_fresh(texts) if self.weights.trains_encoders else self.cache.frozen(texts)
+        return self.encode_fresh(texts) if self._trains_encoders else self.cache.frozen(texts)
 
     def encode_fresh(self, texts: Sequence[str]) -> Conditioning:
         """Conditioning from the encoders as they are now, with gradient where they are trained."""
@@ -315,7 +325,13 @@ class DenoisingPolicy(Component):
 
     def prepare(self, train: Any, reference: bool) -> None:
         """Start a stage. Earlier LoRA weights are merged; what later stages do not train keeps its last values."""
-        self.weights.prepare(train, reference)
+        self.weights.prepare(train.choice(self.adapter), reference)
+        self._spec = train
+        network: Any = self.adapter.network
+        if train.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        elif network.is_gradient_checkpointing:
+            network.disable_gradient_checkpointing()
         self.cache.clear()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -330,8 +346,10 @@ class DenoisingPolicy(Component):
 
     def save(self, folder: Path) -> None:
         """Write a plain diffusers pipeline, a LoRA merged into it."""
-        with self.adapter.using(self.weights.merged()):
-            self.adapter.save(Path(folder))
+        adapter = self.adapter
+        merged = {adapter.network_name: lora.merged_copy(adapter.network)} if self.weights.is_lora else {}
+        with adapter.using(merged):
+            adapter.save(Path(folder))
 
     def export(self, folder: Path, to: str, plan: Sampling | None = None) -> Path:
         """`diffusers`: the whole pipeline; `peft`: the LoRA alone. A README.md says how to call it; `plan` is the

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from mmrl.generative.adapters.base import Adapter
+from mmrl.weights import Choice
+
 Part = Literal["transformer", "unet", "text_encoders"]
 
 
@@ -50,3 +53,13 @@ class TrainSpec(BaseModel):
                 other = "lora" if full else "full"
                 raise ValueError(f"{key} belongs to mode: {other}, but mode is {'full' if full else 'lora'}")
         return value
+
+    def choice(self, adapter: Adapter) -> Choice:
+        """What this means for a loaded model. Raises UserError for parts that it does not have."""
+        named = self.parts or (adapter.network_name,)
+        adapter.check_parts(named)
+        parts = tuple(part for name in named for part in (adapter.encoders if name == "text_encoders" else (name,)))
+        targets = self.targets or adapter.lora_targets
+        return Choice(
+            self.mode, parts, self.parameters, (), targets, self.rank, self.alpha, self.seed, whole_parts=True
+        )

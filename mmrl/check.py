@@ -71,7 +71,8 @@ def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
     trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
     passes = resolved.policy.passes(stage.plan, trained, 1 + len(stage.objective.needs))
-    return "forward passes per image: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
+    what = "image" if resolved.policy.flat_chunks else "answer"
+    return f"forward passes per {what}: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
 
 
 def origin(key: str, resolved: Resolved) -> str:

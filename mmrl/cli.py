@@ -148,7 +148,7 @@ def sample(
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="The format: diffusers or peft.")],
+    to: Annotated[str, typer.Option(help="The format: diffusers or transformers (the whole model), peft (the LoRA).")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/FORMAT.")] = None,
 ) -> None:
     """Write RUN's newest checkpoint for other programs."""

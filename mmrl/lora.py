@@ -32,7 +32,8 @@ def find_targets(module: nn.Module, targets: Sequence[str], excluded: Sequence[s
             endings = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2, 3)})
             near = difflib.get_close_matches(target, endings, n=3, cutoff=0.4)
             hint = f"; near names: {', '.join(near)}" if near else f"; it has: {', '.join(endings[:8])} ..."
-            raise UserError(f"LoRA target '{target}' matches no trainable layer of {type(module).__name__}{hint}")
+            layer = "layer that is not frozen" if excluded else "layer"
+            raise UserError(f"LoRA target '{target}' matches no {layer} of {type(module).__name__}{hint}")
         chosen += fits
     return list(dict.fromkeys(chosen))
 

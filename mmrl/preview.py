@@ -16,6 +16,7 @@ from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, load
 from mmrl.errors import UserError
 from mmrl.report.grid import FAINT, INK, PAPER, wrap
 from mmrl.rollout import Prompt, Sample
+from mmrl.video import open_video, spread
 
 WIDTH, GAP, COLUMNS, LINE, PAD = 272, 16, 4, 16, 10
 """Pixels of a card and between cards, cards per row, pixels of a line of text and inside a card's edge."""
@@ -197,28 +198,16 @@ def _opened(media: Any, fps: Any, frames: int) -> Tile | list[Tile]:
 
 def _video_file(path: Path, frames: int) -> list[Tile]:
     try:
-        import decord
-    except ImportError:
-        raise UserError(
-            f"{path.absolute()} is no picture, and to read videos decord is missing: pip install decord"
-        ) from None
-    try:
-        reader = decord.VideoReader(str(path))
-        kept = _positions(len(reader), frames)
-        return _labelled(reader.get_batch(kept).asnumpy(), kept, reader.get_avg_fps())
-    except (RuntimeError, decord.DECORDError) as error:
-        first = (str(error).splitlines() or ["unknown format"])[0]
-        raise UserError(f"{path.absolute()} can be read neither as a picture nor as a video: {first}") from None
+        opened = open_video(path)
+        kept = spread(opened.total, min(frames, opened.total))
+        return _labelled(opened.frames(kept), kept, opened.fps)
+    except UserError as error:
+        raise UserError(f"{path.name} is no picture, and {error}") from None
 
 
 def _frames(video: np.ndarray, fps: Any, frames: int) -> list[Tile]:
-    kept = _positions(len(video), frames)
+    kept = spread(len(video), min(frames, len(video))) if len(video) else []
     return _labelled(video[kept], kept, fps)
-
-
-def _positions(total: int, frames: int) -> list[int]:
-    """At most `frames` positions, evenly, the first and the last among them."""
-    return sorted({round(position) for position in np.linspace(0, total - 1, min(frames, total)).tolist()})
 
 
 def _labelled(frames: np.ndarray, positions: Sequence[int], fps: Any) -> list[Tile]:

@@ -30,6 +30,9 @@ class Choice:
     rank: int = 32
     alpha: int = 64
     seed: int = 0
+    whole_parts: bool = False
+    """Full: every weight of `parts` is float32 meanwhile, not only those that are trained (for a module that takes the
+    dtype of its activations from one of its weights)."""
 
 
 class Weights:
@@ -60,8 +63,9 @@ class Weights:
         else:
             for part in choice.parts:
                 for name, parameter in self.modules[part].named_parameters():
-                    if f"{part}.{name}" in chosen:
-                        self._to_float32(parameter.requires_grad_(True))
+                    parameter.requires_grad_(f"{part}.{name}" in chosen)
+                    if parameter.requires_grad or choice.whole_parts:
+                        self._to_float32(parameter)
         if reference and choice.mode == "full":
             self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
         self.choice, self.has_reference = choice, reference or choice.mode == "lora"

@@ -83,6 +83,12 @@ class VlmPolicy(Component):
 
     # -- before any weight is loaded
 
+    @property
+    def replay_tolerance(self) -> float:
+        """How far the ratio of an unchanged model may be from 1: writing and scoring add up in another order, which half
+        precision shows."""
+        return 1e-4 if self.dtype == "float32" else 0.1
+
     def plan_steps(self, plan: Any) -> int:
         """S, the most tokens of an answer."""
         return int(plan.max_new_tokens)
@@ -96,6 +102,10 @@ class VlmPolicy(Component):
         for view, _ in objective.needs:
             if view not in VIEWS:
                 raise ValueError(f"a vision-language policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+        if any(getattr(term, "norm", "s2") in ("g2", "v") for term in objective.terms):
+            raise ValueError(
+                "the KL norms g2 and v are defined for denoising; for tokens leave norm out (s2 is the true KL)"
+            )
 
     def check_train(self, train: Any) -> None:
         """Raises ValueError when no model can be trained so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,8 @@ from pydantic import Field, model_validator
 from mmrl.data.files import DataPath, existing
 from mmrl.data.puzzles.draw import Thing, canvas, kinds_of_things, paint
 from mmrl.data.puzzles.puzzle import Pictures, PuzzleMaker
-from mmrl.data.puzzles.video import SUFFIXES, VideoFile, open_video, through_file
 from mmrl.errors import UserError
+from mmrl.video import SUFFIXES, VideoFile, open_video, read_video, write_video
 
 Motion = Literal["once", "bounce"]
 WIDER = 1.3
@@ -105,6 +106,16 @@ class VideoMaker(PuzzleMaker):
     def filmed(self, frames: np.ndarray) -> np.ndarray:
         """The frames of a finished clip as the option `through_file` says."""
         return through_file(frames, self.fps) if self.through_file else frames
+
+
+def through_file(frames: np.ndarray, fps: float) -> np.ndarray:
+    """The frames as they come back from a video file, uint8 of the same shape: with the small losses that a codec has."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, frames, fps)
+        found, _ = read_video(path, reader="av")  # one reader for every size, so that puzzles are the same everywhere
+    assert found.shape == frames.shape, f"wrote {frames.shape}, read {found.shape}"
+    return found
 
 
 def video_files(folder: Path) -> tuple[Path, ...]:

@@ -164,7 +164,7 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
             examples = build.component("examples", section.examples, (*path, "examples"))
             stages.append(ResolvedPreference(name, section, train, examples))
         else:
-            stages.append(_rl(name, section, train, plan_type, build))
+            stages.append(_rl(name, section, train, policy, plan_type, build))
     evaluation = None
     if config.evaluation is not None:
         evaluation = ResolvedEvaluation(
@@ -189,7 +189,9 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     return Resolved(config, source, policy, stages, evaluation)
 
 
-def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | None, build: _Builder) -> ResolvedRL:
+def _rl(
+    name: str, section: RLStage, train: Any, policy: Any, plan_type: type[BaseModel] | None, build: _Builder
+) -> ResolvedRL:
     path: Path_ = ("stages", name)
     here: Path_ = (*path, "objective")
     spec = section.objective
@@ -216,20 +218,23 @@ def _rl(name: str, section: RLStage, train: Any, plan_type: type[BaseModel] | No
         build.block(plan_type, section.rollout, (*path, "rollout")),
         build.rewards(section.rewards, (*path, "rewards")),
         objective,
-        section.parity_tolerance or default_tolerance(parts["surrogate"]),
+        section.parity_tolerance or default_tolerance(parts["surrogate"], policy),
     )
 
 
 def clip_range(surrogate: Any) -> float | None:
-    """How far the ratio may go on the narrower side before the surrogate clips it, None when it does not clip."""
+    """How far the ratio may go on the narrower side before the surrogate clips it, None when it does not clip steps."""
+    if getattr(surrogate, "whole_samples", False):
+        return None  # a ratio of whole samples, while parity is that of steps
     bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
     return min((float(bound) for bound in bounds if isinstance(bound, (int, float)) and bound > 0), default=None)
 
 
-def default_tolerance(surrogate: Any) -> float:
+def default_tolerance(surrogate: Any, policy: Any = None) -> float:
     """The `parity_tolerance` of a stage that sets none."""
     narrow = clip_range(surrogate)
-    return PARITY_TOLERANCE if narrow is None else min(PARITY_TOLERANCE, narrow / 2)
+    usual = getattr(policy, "replay_tolerance", PARITY_TOLERANCE)
+    return usual if narrow is None else min(usual, narrow / 2)
 
 
 def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:

@@ -37,8 +37,8 @@ def test_values(chunk: int, temperature: float) -> None:
     hidden, weight, targets = inputs()
     log_prob, entropy = linear_log_prob(hidden, weight, targets, temperature, chunk)
     for i, row in enumerate(naive(hidden, weight, temperature)):
-        assert abs(float(log_prob[i]) - row[targets[i]]) < 1e-12
-        assert abs(float(entropy[i]) + sum(math.exp(x) * x for x in row)) < 1e-12
+        assert abs(log_prob[i].item() - row[targets[i]]) < 1e-12
+        assert abs(entropy[i].item() + sum(math.exp(x) * x for x in row)) < 1e-12
 
 
 @pytest.mark.parametrize("chunk", [4, 512])
@@ -61,7 +61,7 @@ def test_kl_values_and_gradients() -> None:
     p, q = naive(hidden, weight, 0.7), naive(other[0], other[1], 0.7)
     for i in range(n):
         expected = sum(math.exp(a) * (a - b) for a, b in zip(p[i], q[i], strict=True))
-        assert abs(float(kl[i]) - expected) < 1e-12
+        assert abs(kl[i].item() - expected) < 1e-12
     function: Callable[..., Tensor] = lambda *x: linear_kl(*x, 0.7, 4)  # noqa: E731
     assert torch.autograd.gradcheck(function, (hidden, weight, *(x.requires_grad_() for x in other)))
 
@@ -82,11 +82,13 @@ def test_float32_is_near_float64() -> None:
         torch.testing.assert_close(x.double(), y, atol=1e-3, rtol=1e-4)
 
 
-def test_only_what_is_asked_for_gets_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
     hidden, weight, targets = inputs(torch.float32)
     log_prob, _ = linear_log_prob(hidden, weight.detach(), targets)
     log_prob.sum().backward()
     assert hidden.grad is not None and weight.grad is None
+    frozen = module._Accumulator(hidden, weight, (True, False))
+    assert frozen.weight is None and module._Accumulator(hidden, weight, (False, True)).hidden is None
     log_prob, _ = linear_log_prob(hidden.detach(), weight, targets)
     log_prob.sum().backward()
     assert weight.grad is not None

@@ -104,6 +104,14 @@ def test_a_stage_may_train_a_few_parameters_by_pattern() -> None:
         policy.prepare(TrainSpec(parameters=("transformer_blocks.7.*",)), False)
 
 
+def test_a_network_has_one_dtype_while_a_few_of_its_parameters_are_trained() -> None:
+    policy = tiny(TrainSpec(parameters=("proj_out.bias",)), dtype="bfloat16")
+    assert {p.dtype for p in policy.adapter.network.parameters()} == {torch.float32}
+    policy.prepare(LORA, False)
+    frozen = {p.dtype for p in policy.adapter.network.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16} and {p.dtype for p in policy.trainable().values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("parts", [("unet",), ("transformer", "unet")])
 def test_a_part_that_the_model_lacks_is_named(parts: Any) -> None:
     with pytest.raises(UserError, match="no 'unet'; valid: transformer, text_encoders"):

@@ -451,6 +451,8 @@ def test_numbers_are_read_strictly() -> None:
     found: list[Any] = [whole_number(said) for said in ("7", "+7", "-2", "Seven.", "7 things", "7.5", "", "1e3", "٣")]
     assert found[:8] == [7, 7, -2, 7, None, None, None, None]
     assert whole_numbers("[2, 1; 3 4]") == [2, 1, 3, 4] and whole_numbers("(2,1)") == [2, 1]
+    assert whole_numbers("12345678901234567890") == [12345678901234567890]  # one number, however long
+    assert whole_numbers("1234567890,2") == [1234567890, 2] and whole_numbers("1" * 1001) is None
     assert [whole_numbers(said) for said in ("", "1,", "[1", "1 and 2", "-1,2")] == [None] * 5
 
 

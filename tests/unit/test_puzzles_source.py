@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from mmrl import preview
 from mmrl.components import build
 from mmrl.config.dump import dump
 from mmrl.config.resolve import load
@@ -22,6 +23,7 @@ from mmrl.errors import ConfigError, UserError
 from mmrl.preview import card, sheet, write_preview
 from mmrl.reward import RewardSet
 from mmrl.rollout import FAILED, OK, Prompt, Sample
+from mmrl.video import write_video
 
 MIXTURE = [
     {"kind": "count_shapes", "level": [1, 2], "size": 48, "weight": 3},
@@ -313,6 +315,19 @@ def test_the_preview_shows_every_stage_and_the_evaluation(tmp_path: Path) -> Non
         write_preview(config, [], out, 8, "sft")
     with pytest.raises(UserError, match=r"cannot write .*choose another --out"):
         write_preview(config, [], tmp_path, 8, "rl")
+
+
+def test_a_video_file_is_shown_as_frames_with_their_times(tmp_path: Path) -> None:
+    frames = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 24 * 32 * 3).reshape(12, 32, 24, 3)
+    write_video(tmp_path / "a.mp4", frames, 4)  # 24 pixels wide, which decord 0.6 cannot read
+    tiles = preview._video_file(tmp_path / "a.mp4", 4)
+    assert [tile.label for tile in tiles] == ["0.00 s", "1.00 s", "1.75 s", "2.75 s"]
+    assert np.abs([np.asarray(tile.image).mean() for tile in tiles] - np.array([0, 80, 140, 220])).max() < 4
+    (tmp_path / "b.mp4").write_text("no video")
+    with pytest.raises(
+        UserError, match=r"b\.mp4 is no picture, and /.*b\.mp4 is not a video that can be read: [^\n]+$"
+    ):
+        preview._opened(tmp_path / "b.mp4", None, 4)
 
 
 def test_a_card_has_pictures_question_answer_and_origin() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import json
 import re
@@ -15,9 +16,10 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from mmrl.data.puzzles import clips, temporal_jigsaw, video
+from mmrl import video
+from mmrl.data.puzzles import clips, temporal_jigsaw
 from mmrl.data.puzzles.anomalies import KINDS, MOTION_KINDS, PICTURE_KINDS, perturbed
-from mmrl.data.puzzles.clips import VideoMaker, moving_shapes, video_files
+from mmrl.data.puzzles.clips import VideoMaker, moving_shapes, through_file, video_files
 from mmrl.data.puzzles.counting_video import CountingVideo, mean_credit
 from mmrl.data.puzzles.draw import PAPER
 from mmrl.data.puzzles.pictures import Pictures, Procedural
@@ -26,8 +28,8 @@ from mmrl.data.puzzles.source import PuzzlePrompts
 from mmrl.data.puzzles.spans import read_span, show_time, span_iou
 from mmrl.data.puzzles.temporal_anomaly import FRAMES, LEVELS, MARGIN, TemporalAnomaly
 from mmrl.data.puzzles.temporal_jigsaw import CLIPS, TemporalJigsaw, part_frames
-from mmrl.data.puzzles.video import open_video, read_video, spread, through_file, write_video
 from mmrl.errors import UserError
+from mmrl.video import open_video, read_video, spread, write_video
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 SMALL: list[VideoMaker] = [TemporalJigsaw(size=48), TemporalAnomaly(size=48), CountingVideo(size=80)]
@@ -199,6 +201,26 @@ def test_frames_that_no_video_can_hold(tmp_path: Path) -> None:
         assert not (tmp_path / "a.mp4").exists()
 
 
+@pytest.mark.parametrize("width", [16, 24, 48, 72, 80])
+def test_pyav_takes_over_where_decord_fails(tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4", numbered(12, 80)[:, :, :width], 4)
+    opened = open_video(tmp_path / "a.mp4")
+    assert (opened.total, opened.fps) == (12, 4)
+    for indices in ([0, 5, 11], [3, 3]):
+        by_pyav = open_video(tmp_path / "a.mp4", "av").frames(indices)
+        found = opened.frames(indices)
+        assert found.shape == (len(indices), 80, width, 3) and np.abs(found.astype(int) - by_pyav).max() <= 2
+    with pytest.raises(UserError, match=r"a\.mp4 has 12 frames; there is no frame 12"):
+        opened.frames([12])
+    if importlib.util.find_spec("decord") is None or width == 80:
+        return
+    with pytest.raises(UserError, match=r"a\.mp4 is broken: [^\n]*$"):
+        open_video(tmp_path / "a.mp4", "decord").frames([0])
+    monkeypatch.setattr(video, "_installed", lambda name: name != "av")
+    with pytest.raises(UserError, match=r"a\.mp4 is broken: [^\n]*$"):
+        open_video(tmp_path / "a.mp4").frames([0])
+
+
 def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "a.mp4", numbered(4), 4)
     whole = importlib.import_module
@@ -216,7 +238,7 @@ def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert numbers(read_video(tmp_path / "a.mp4")[0]) == [0, 1, 2, 3]  # PyAV takes over
     without("decord", "av")
     with pytest.raises(
-        UserError, match=re.escape("reading") + ".*" + re.escape("needs av, which is not installed: pip")
+        UserError, match=re.escape("reading") + ".*" + re.escape("needs av, which is not installed: pip install av")
     ):
         read_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=r"writing .* needs av"):

@@ -1,23 +1,19 @@
-"""Video files: written with PyAV, read with decord (with PyAV where decord has no build), frames spread evenly."""
+"""Video files: written with PyAV, read with decord (with PyAV where decord is missing or fails), frames spread evenly."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from mmrl.data.files import existing
 from mmrl.errors import UserError
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ogv", ".webm", ".wmv")
-INSTALL = 'pip install decord'
 
 
 class VideoFile(Protocol):
@@ -42,29 +38,17 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def open_video(path: Path, reader: str | None = None) -> VideoFile:
-    """A video file by decord, or by PyAV where decord is not installed; `reader` ("decord", "av") asks for one of them.
+    """A video file by decord, or by PyAV where decord is not installed or fails; `reader` ("decord", "av") asks for one of
+    them alone.
 
     Raises UserError that names the file: it is missing, no video, broken or empty.
     """
-    path = existing(path)
-    name = reader or ("decord" if importlib.util.find_spec("decord") is not None else "av")
-    opened: VideoFile
-    if name == "decord":
-        decord = _module("decord", f"reading {path}")
-        errors: tuple[type[Exception], ...] = (decord.DECORDError, RuntimeError)
-        kind: type = _Decord
-    else:
-        errors = (_module("av", f"reading {path}").FFmpegError,)
-        kind = _PyAv
-    try:
-        opened = kind(path)
-    except errors as error:
-        raise UserError(f"{path} is not a video that can be read: {_reason(error)}") from None
-    if opened.total < 1 or not opened.fps > 0:
-        raise UserError(
-            f"{path} is not a video that can be read: it has {opened.total} frames at {opened.fps:g} per second"
-        )
-    return opened
+    path = path.absolute()
+    if not path.is_file():
+        raise UserError(f"{path} is a folder; expected a file" if path.is_dir() else f"no file {path}")
+    if reader is None:
+        return _Either(path) if _installed("decord") else _PyAv(path)
+    return _Decord(path) if reader == "decord" else _PyAv(path)
 
 
 def read_video(
@@ -106,23 +90,42 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def through_file(frames: np.ndarray, fps: float) -> np.ndarray:
-    """The frames as they come back from a video file, uint8 of the same shape: with the small losses that a codec has."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_video(path, frames, fps)
-        found, _ = read_video(path, reader="av")  # decord cannot read some widths below 80 pixels
-    assert found.shape == frames.shape, f"wrote {frames.shape}, read {found.shape}"
-    return found
+class _Either:
+    """decord, and PyAV from its first failure on: decord 0.6 opens videos that are 16, 24, 48 or 72 pixels wide but fails
+    on their frames."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.video: VideoFile
+        try:
+            self.video = _Decord(path)
+        except UserError:
+            if not _installed("av"):
+                raise
+            self.video = _PyAv(path)
+        self.total, self.fps = self.video.total, self.video.fps
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        _check(self, indices)
+        try:
+            return self.video.frames(indices)
+        except UserError:
+            if isinstance(self.video, _PyAv) or not _installed("av"):
+                raise
+            self.video = _PyAv(self.path)
+        return self.video.frames(indices)
 
 
 class _Decord:
     def __init__(self, path: Path) -> None:
-        import decord
-
-        self.reader = decord.VideoReader(str(path), num_threads=1)
+        decord = _module("decord", f"reading {path}")
         self.path, self.errors = path, (decord.DECORDError, RuntimeError)
-        self.total, self.fps = len(self.reader), float(self.reader.get_avg_fps())
+        try:
+            self.reader = decord.VideoReader(str(path), num_threads=1)
+            self.total, self.fps = len(self.reader), float(self.reader.get_avg_fps())
+        except self.errors as error:
+            raise _no_video(path, _reason(error)) from None
+        _check_size(self)
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         _check(self, indices)
@@ -135,25 +138,28 @@ class _Decord:
 
 class _PyAv:
     def __init__(self, path: Path) -> None:
+        self.av = _module("av", f"reading {path}")
         self.path = path
-        with _opened(path) as container:
-            stream = _stream(path, container)
-            self.total = sum(1 for packet in container.demux(stream) if packet.size)
-            self.fps = float(stream.average_rate or 0)
+        try:
+            with self.av.open(str(path)) as container:
+                stream = _stream(path, container)
+                self.total = sum(1 for packet in container.demux(stream) if packet.size)
+                self.fps = float(stream.average_rate or 0)
+        except self.av.FFmpegError as error:
+            raise _no_video(path, _reason(error)) from None
+        _check_size(self)
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
-        import av
-
         _check(self, indices)
         wanted, found = set(indices), {}
         try:
-            with _opened(self.path) as container:
+            with self.av.open(str(self.path)) as container:
                 for number, frame in enumerate(container.decode(_stream(self.path, container))):
                     if number in wanted:
                         found[number] = frame.to_ndarray(format="rgb24")
                     if len(found) == len(wanted):
                         break
-        except av.FFmpegError as error:
+        except self.av.FFmpegError as error:
             raise UserError(f"{self.path} is broken: {_reason(error)}") from None
         missing = sorted(wanted - set(found))
         if missing:
@@ -161,7 +167,20 @@ class _PyAv:
         return np.stack([found[number] for number in indices])
 
 
-def _check(video: _Decord | _PyAv, indices: Sequence[int]) -> None:
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _no_video(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is not a video that can be read: {reason}")
+
+
+def _check_size(video: _Decord | _PyAv) -> None:
+    if video.total < 1 or not video.fps > 0:
+        raise _no_video(video.path, f"it has {video.total} frames at {video.fps:g} per second")
+
+
+def _check(video: _Either | _Decord | _PyAv, indices: Sequence[int]) -> None:
     beyond = [index for index in indices if not 0 <= index < video.total]
     if beyond:
         raise UserError(f"{video.path} has {video.total} frames; there is no frame {beyond[0]}")
@@ -173,20 +192,14 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\[[\d:]+\] \S+: (Error: )?", "", line)
 
 
-def _opened(path: Path) -> Any:
-    import av
-
-    return av.open(str(path))
-
-
 def _stream(path: Path, container: Any) -> Any:
     if not container.streams.video:
-        raise UserError(f"{path} is not a video that can be read: it has no pictures, only sound")
+        raise _no_video(path, "it has no pictures, only sound")
     return container.streams.video[0]
 
 
-def _module(name: str, what: str) -> ModuleType:
+def _module(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise UserError(f"{what} needs {name}, which is not installed: {INSTALL}") from None
+        raise UserError(f"{what} needs {name}, which is not installed: pip install {name}") from None

@@ -76,6 +76,10 @@ def evaluate(
     every = [picture for part in parts for picture in part[2]]
     metrics = summarise(rewards.names, values, status) | _by_value(rewards.names, values, status, draws, by)
     if blind and policy.blind_view is not None:
+        seeing = np.array([bool(draw.prompt.media) for draw in draws])
+        if not seeing.all():  # what a blind number is to be compared with
+            found = summarise(rewards.names, values[seeing], status[seeing])
+            metrics |= {f"{name}/media": value for name, value in found.items() if name in rewards.names}
         metrics |= _blind(policy, plan, [draw for draw in draws if draw.prompt.media], rewards, batch_size, group)
     return Evaluation(metrics, every, failed, messages)
 
@@ -92,16 +96,14 @@ def _generate(
 def _blind(
     policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, batch_size: int, group: Group
 ) -> dict[str, float]:
-    """Mean of every reward over its ok samples when the policy sees nothing. Collective."""
+    """Mean of every reward over its ok samples when the policy sees nothing, and how many failed. Collective."""
     mine = draws[slice_of(len(draws), group.rank, group.world)]
     scores = rewards.score(_generate(policy, plan, mine, batch_size, policy.blind_view or "original"))
     parts = group.gather((scores.values, scores.status))
     values, status = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return {
-        f"{name}/blind": float(values[ok, column].mean())
-        for column, name in enumerate(rewards.names)
-        if (ok := status[:, column] == OK).any()
-    }
+    found = summarise(rewards.names, values, status)
+    return {f"{name}/blind{rest}": found[name + rest] for name in rewards.names
+            for rest in ("", "/failed", "/skipped") if name + rest in found}  # fmt: skip
 
 
 def _by_value(

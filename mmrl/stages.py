@@ -103,6 +103,7 @@ class RLWork:
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
         self.parity_checked = False
+        self.scored = False
         self.warned: set[str] = set()
 
     def updates(self, step: int, meter: Meter) -> Updates:
@@ -185,7 +186,11 @@ class RLWork:
     def _report(self, table: Table, total: np.ndarray, scored: Scored, meter: Meter) -> None:
         """Count failures and log what the samples of a step, useful or not, were worth."""
         values, status = table.values, table.status
-        self.budget.add(failed=int((status == FAILED).any(1).sum()), total=len(total), messages=list(table.messages))
+        failed = (status == FAILED).any(1)
+        self.budget.add(failed=int(failed.sum()), total=len(total), messages=list(table.messages))
+        if failed.all() and not self.scored:
+            raise RunError(f"no sample of the first step could be scored: {(*table.messages, 'no reason given')[0]}")
+        self.scored = True
         found = summarise(self.rewards.names, values, status)
         meter.set({f"reward/{key}": value for key, value in found.items()})
         if np.isfinite(total).any():
@@ -322,6 +327,7 @@ class RLWork:
     def load_state(self, state: dict[str, Any]) -> None:
         self.draws.load_state(state["sampler"])
         self.budget.load_state(state["budget"])
+        self.scored = True
 
 
 def readable(policy: Policy, prompts: Sequence[Prompt], say: Callable[[str], None]) -> list[Prompt]:

@@ -279,6 +279,7 @@ class VlmPolicy(Component):
         """
         _check_view(view)
         if model == "reference":
+            self._seen(rollout.payload, view)  # made by the policy: inside, a LoRA on the tower is off and looks frozen
             with torch.no_grad(), self.weights.as_reference() as modules:
                 return self._score(modules[PART], rollout.payload, chunk, view)
         return self._score(self.model, rollout.payload, chunk, view)
@@ -326,6 +327,8 @@ class VlmPolicy(Component):
         numbers = groups_of_prompts([sample.prompt for sample in samples])
         first = [samples[numbers.index(number)].prompt for number in range(numbers[-1] + 1)]
         answers = [self._answer(sample) for sample in samples]
+        for prompt in first if self.max_prompt_tokens is not None else ():
+            self._check_length(prompt, len(self.encoder.encode(prompt)))
         draws = [
             Draw(sample.prompt, number, row, 0, 0)
             for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
@@ -333,6 +336,14 @@ class VlmPolicy(Component):
         payload = Payload(first, [0] * len(first), torch.tensor(numbers), answers, 1.0)
         mask = pad_sequence([torch.ones(len(answer), dtype=torch.bool) for answer in answers], batch_first=True)
         return Rollout(draws, list(samples), torch.tensor(numbers), torch.zeros(mask.shape), mask, payload)
+
+    def _check_length(self, prompt: Prompt, tokens: int) -> None:
+        """Raises UserError for the prompt of an example that is longer than allowed: a stream of examples leaves none out."""
+        if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
+            raise UserError(
+                f"example '{prompt.id}' has a prompt of {tokens} tokens, more than max_prompt_tokens "
+                f"{self.max_prompt_tokens}; leave it out of the data or raise the limit"
+            )
 
     def _answer(self, sample: Sample) -> Tensor:
         """The tokens of a text, its end included. Raises UserError for a sample without text."""
@@ -349,11 +360,7 @@ class VlmPolicy(Component):
         for example in examples:
             answer = self._answer(example)
             prompt = self._encode(example.prompt)
-            if self.max_prompt_tokens is not None and len(prompt) > self.max_prompt_tokens:
-                raise UserError(
-                    f"example '{example.prompt.id}' has a prompt of {len(prompt)} tokens, more than max_prompt_tokens "
-                    f"{self.max_prompt_tokens}; leave it out of the data or raise the limit"
-                )
+            self._check_length(example.prompt, len(prompt))
             groups.append((prompt, [answer.to(self.device)]))
         visions = self._features([prompt for prompt, _ in groups])
         with self._autocast():

@@ -55,7 +55,8 @@ class Perturbed(ViewOptions):
 class Blank(ViewOptions):
     """One colour everywhere: the picture's own mean, or middle grey."""
 
-    colour: Literal["mean", "grey"] = "mean"
+    colour: Literal["mean", "grey"] = "grey"
+    """Grey tells nothing; the mean still tells the colour of a picture, and the brightness of a frame."""
 
     def apply(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         mean = pixels.mean(axis=(-3, -2), keepdims=True) if self.colour == "mean" else 127.5

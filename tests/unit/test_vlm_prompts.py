@@ -16,7 +16,7 @@ from mmrl.vlm.media import FrameRule, Video, frame_indices, load_media
 from mmrl.vlm.models import set_bounds
 from mmrl.vlm.prompts import PromptEncoder, PromptOptions
 from mmrl.vlm.tiny import tiny_processor
-from mmrl.vlm.views import VIEWS, Masked, Noisy, Perturbed, Views
+from mmrl.vlm.views import VIEWS, Blank, Masked, Noisy, Perturbed, Views
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,8 @@ def test_views_do_what_their_options_say() -> None:
     assert shifted.mean() == pytest.approx(-(0.9**0.5), abs=0.2)
     two = np.zeros((4, 4, 3), np.uint8)
     two[:2] = 100
-    assert (Views().see("blank", two, 0) == 50).all()
+    assert (Views().see("blank", two, 0) == 128).all()
+    assert (Views(blank=Blank(colour="mean")).see("blank", two, 0) == 50).all()
 
 
 def test_pictures_are_seen_at_the_models_size_through_every_view(encoder: PromptEncoder) -> None:

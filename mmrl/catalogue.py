@@ -31,23 +31,26 @@ def catalogue(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
 
 def _components(kind: str) -> list[dict[str, Any]]:
     rows = []
-    for name, path in sorted(components.table(kind).items()):
-        if name == "function":  # what wraps a user's plain function; never written in a config
-            continue
+    for name in components.names(kind):
         found = components.resolve(kind, name)
         options = [
             f"{key}={field.get_default(call_default_factory=True)!r}" if not field.is_required() else key
             for key, field in getattr(found, "model_fields", {}).items()
         ]
-        row = {"name": name, "what": (inspect.getdoc(found) or "").split("\n")[0], "options": ", ".join(options)}
+        row = {"name": name, "what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
         if kind == "reward":
             row |= {
                 "needs": ", ".join(found.needs),
                 "range": f"[{_bound(found.range[0])}, {_bound(found.range[1])}]",
                 "licence": found.licence,
             }
-        rows.append(row | {"class": path})
+        rows.append(row | {"class": components.table(kind)[name]})
     return rows
+
+
+def _paragraph(text: str) -> str:
+    """The first paragraph in one line."""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def _bound(value: float | None) -> str:

@@ -59,6 +59,11 @@ def table(kind: str) -> dict[str, str]:
     return found
 
 
+def names(kind: str) -> list[str]:
+    """What a config may write for a kind, sorted. "function" wraps a user's plain function and is never written."""
+    return sorted(name for name in table(kind) if name != "function")
+
+
 def kinds() -> list[str]:
     """Every kind that some folder's table offers."""
     return sorted({kind for folder in FOLDERS for kind in importlib.import_module(folder).COMPONENTS})
@@ -69,10 +74,11 @@ def resolve(kind: str, name: str, base: Path | None = None) -> Any:
     the working directory. Raises UserError with the nearest names."""
     path = table(kind).get(name, name)
     if ":" not in path:
-        near = difflib.get_close_matches(name, table(kind), n=1)
+        known = names(kind)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(
-            f"unknown {kind} '{name}'{hint} (built in: {', '.join(sorted(table(kind)))}; "
+            f"unknown {kind} '{name}'{hint} (built in: {', '.join(known)}; "
             "your own: 'package.module:Name' or 'path/to/file.py:Name')"
         )
     module_name, _, attribute = path.rpartition(":")

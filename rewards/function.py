@@ -8,7 +8,6 @@ One number per sample, in order; None skips a sample that the reward does not ap
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from mmrl.components import resolve
+from mmrl.options import Problems, did_you_mean
 from mmrl.reward import Reward
 from mmrl.rollout import Sample
 
@@ -44,14 +44,18 @@ class FunctionReward(Reward):
         by_name = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         accepted = [p.name for p in by_name]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        problems = Problems(name)
         for option in self.options:
             if option not in accepted and (not open_ended or option == parameters[0].name):
-                near = difflib.get_close_matches(option, accepted, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"{name} has no option '{option}'{hint} (accepted: {', '.join(accepted) or 'none'})")
-        missing = [p.name for p in by_name if p.default is p.empty and p.name not in self.options]
-        if missing:
-            raise ValueError(f"{name} needs the option '{missing[0]}', which has no default")
+                near = did_you_mean(option, accepted)
+                hint = f"; {near}" if near else ""
+                problems.add(
+                    (option,), f"{name} has no option '{option}'{hint} (accepted: {', '.join(accepted) or 'none'})"
+                )
+        for parameter in by_name:
+            if parameter.default is parameter.empty and parameter.name not in self.options:
+                problems.add((parameter.name,), f"{name} needs the option '{parameter.name}', which has no default")
+        problems.check()
         return self
 
     def written_options(self) -> dict[str, Any]:

@@ -2,74 +2,85 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     PositiveFloat,
     PrivateAttr,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
+from typing_extensions import Self
 
 from mmrl import components
 from mmrl.components import Component
 from mmrl.data.puzzles.pictures import Pictures
 from mmrl.data.puzzles.puzzle import PuzzleMaker
 from mmrl.errors import UserError
+from mmrl.options import Problems
 
 
-def build(kind: str, base: type[Component], name: str, options: Mapping[str, Any], folder: Path | None) -> Any:
-    """The component, or a UserError in one line that names the option (and its nearest valid name)."""
-    found = components.resolve(kind, name, folder)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{kind} '{name}' is no subclass of {base.__module__}.{base.__name__}")
-    try:
-        return found.model_validate(dict(options), context={"base": folder})
-    except ValidationError as error:
-        raise UserError("; ".join(_line(kind, name, found, dict(item)) for item in error.errors())) from None
-
-
-def _line(kind: str, name: str, found: type[Component], item: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, found.model_fields, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"options: {', '.join(found.model_fields) or 'none'}"
-        return f"{kind} '{name}': unknown key '{key}'; {hint}"
-    text = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "missing":
-        text = "is required and missing"
-    if item["type"] in ("missing", "value_error"):
-        return f"{kind} '{name}': {key + ': ' if key else ''}{text}"
-    return f"{kind} '{name}': {key}: got {item['input']!r}; {text[0].lower()}{text[1:]}"
-
-
-class PicturesChoice(BaseModel):
-    """`{name: folder, path: photos}`: where the pictures come from."""
+class Named(BaseModel):
+    """A component by name (the field `key`), its options standing beside the fields of this model."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = "procedural"
-    _built: Pictures = PrivateAttr()
+    kind_of: ClassVar[str]
+    """The kind of component."""
+    base: ClassVar[type[Component]]
+    key: ClassVar[str] = "name"
+    _built: Any = PrivateAttr()
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _build(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Everything that is wrong with the fields and the options is told at once, each at its own key."""
+        if isinstance(value, cls):
+            return value
+        value = {cls.key: value} if isinstance(value, str) else value
+        problems, base = Problems(cls.__name__), (info.context or {}).get("base")
+        made = found = None
+        with problems.at(model=cls, value=value):
+            made = handler(value)
+        name = value.get(cls.key, cls.model_fields[cls.key].default) if isinstance(value, Mapping) else None
+        if isinstance(name, str):
+            options = {key: option for key, option in value.items() if key not in cls.model_fields}
+            with problems.at(cls.key):
+                found = _resolve(cls.kind_of, cls.base, name, base)
+                with problems.at(model=found, value=options):
+                    built = found.model_validate(options, context={"base": base})
+        if made is not None and found is not None:
+            made._fit(found, problems)
+        problems.check()
+        assert made is not None
+        made._built = built
+        made.__dict__[cls.key] = absolute(name, base)
+        object.__setattr__(made, "__pydantic_extra__", built.model_dump(mode="json"))
+        return made
 
-    @model_validator(mode="after")
-    def _build(self, info: ValidationInfo) -> PicturesChoice:
-        base = (info.context or {}).get("base")
-        self._built = build("pictures", Pictures, self.name, self.__pydantic_extra__ or {}, base)
-        self.__dict__["name"] = absolute(self.name, base)
-        object.__setattr__(self, "__pydantic_extra__", self._built.model_dump(mode="json"))
-        return self
+    def _fit(self, found: Any, problems: Problems) -> None:
+        """What the fields and the class of the component must fulfil together."""
+
+
+def _resolve(kind: str, base: type[Component], name: str, folder: Path | None) -> type[Component]:
+    found = components.resolve(kind, name, folder)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{kind} '{name}' is no subclass of {base.__module__}.{base.__name__}")
+    return found
+
+
+class PicturesChoice(Named):
+    """`{name: folder, path: photos}`, or just the name: where the pictures come from."""
+
+    kind_of, base = "pictures", Pictures
+
+    name: str = "procedural"
 
     @property
     def pictures(self) -> Pictures:
@@ -77,34 +88,28 @@ class PicturesChoice(BaseModel):
         return self._built
 
 
-class Entry(BaseModel):
+class Entry(Named):
     """One part of a mixture: `{kind: jigsaw, level: 2, weight: 1, size: 112}`; the options of the kind stand beside."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    kind_of, base, key = "puzzle", PuzzleMaker, "kind"
 
     kind: str
     """A built-in puzzle, `package.module:Name` or `path/to/file.py:Name`."""
     level: int | tuple[int, ...] = 1
     """A level, or some of which each puzzle has one at random."""
     weight: PositiveFloat = Field(default=1.0, allow_inf_nan=False)
-    _maker: PuzzleMaker = PrivateAttr()
 
-    @model_validator(mode="after")
-    def _build(self, info: ValidationInfo) -> Entry:
-        base = (info.context or {}).get("base")
-        self._maker = build("puzzle", PuzzleMaker, self.kind, self.__pydantic_extra__ or {}, base)
+    def _fit(self, found: type[PuzzleMaker], problems: Problems) -> None:
         if not self.levels:
-            raise ValueError("level is an empty list; name at least one")
+            problems.add(("level",), "is an empty list; name at least one")
         for level in self.levels:
-            self._maker.check_level(level)
-        self.__dict__["kind"] = absolute(self.kind, base)
-        object.__setattr__(self, "__pydantic_extra__", self._maker.model_dump(mode="json"))
-        return self
+            with problems.at("level"):
+                found.check_level(level)
 
     @property
     def maker(self) -> PuzzleMaker:
         """What makes the puzzles."""
-        return self._maker
+        return self._built
 
     @property
     def levels(self) -> tuple[int, ...]:

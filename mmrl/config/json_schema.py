@@ -5,27 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mmrl import components
+from mmrl.config.places import BLOCKS, PLACES
 from mmrl.config.schema import Config
-
-PLACES = {
-    "policy": "policy",
-    "examples": "examples",
-    "prompts": "prompts",
-    "advantage": "advantage",
-    "shaping": "shaping",
-    "selection": "selection",
-    "select": "steps",
-    "weight": "weight",
-    "surrogate": "surrogate",
-    "terms": "term",
-    "correction": "correction",
-    "rewards": "reward",
-}
-"""Key of the schema -> kind of component that stands there."""
-
-
-BLOCKS = {"rollout": "plan_type", "sampling": "sampling_type", "train": "train_type"}
-"""Key of the schema -> the policy's type that validates the block standing there."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -69,7 +50,7 @@ def _make_optional(node: Any) -> None:
 
 
 def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    known = sorted(name for name in components.table(kind) if name != "function")
+    known = components.names(kind)
     options = []
     for name in known:
         found = components.resolve(kind, name)

@@ -7,9 +7,12 @@ policy's own types.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from mmrl.parity import OldLogProbs
 
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -76,8 +79,9 @@ class EvaluationSection(Section):
     sampling: dict[str, Any] = Field(default_factory=dict)
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
     """Held-out rewards: logged, never trained on."""
-    by: tuple[str, ...] = ()
-    """Keys of the prompts' `meta` (kind, level, ...): every reward is also reported for each of their values."""
+    by: tuple[str | tuple[str, ...], ...] = ()
+    """Keys of the prompts' `meta` (kind, level, [kind, level] ...): every reward is also reported for each of their
+    values, or combinations of values."""
     pictures: int = Field(default=12, ge=0)
     """How many of the prompts are drawn into the picture grids."""
     pictures_every: PositiveInt | None = None
@@ -204,11 +208,23 @@ class RLStage(StageSection):
     failures: FailureSection = FailureSection()
     objective: ObjectiveSection
     curriculum: CurriculumSection = CurriculumSection()
+    old_log_probs: OldLogProbs = "auto"
+    """What ratios start from: what the sampler said (`rollout`), a replay before the first update (`replay`), or a replay
+    only where the sampler does not run the code of the update: outside float32, and with an inference engine (`auto`)."""
     parity_tolerance: PositiveFinite | None = None
     """Largest |ratio - 1| allowed before the first update; default: 1e-4, or half the clip range where that is less. A
-    replay that is further off than the clip range would train on clipped steps alone."""
+    replay that is further off than the clip range would train on clipped steps alone. Of a sampler that is not exact it
+    bounds the mean, by default that of the policy."""
 
 
+def _stage_name(name: str) -> str:
+    """A stage's name is part of file names, of log keys and of keys on the command line."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"a stage's name is made of letters, digits, _ and -, got {name!r}")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_stage_name)]
 Stage = Annotated[SupervisedStage | PreferenceStage | RLStage, Field(discriminator="kind")]
 
 
@@ -218,6 +234,6 @@ class Config(Section):
     run: RunSection = RunSection()
     method: MethodSection | None = None
     policy: Spec
-    stages: dict[str, Stage] = Field(min_length=1)
+    stages: dict[StageName, Stage] = Field(min_length=1)
     evaluation: EvaluationSection | None = None
     checkpoint: CheckpointSection = CheckpointSection()

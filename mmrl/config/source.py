@@ -22,18 +22,25 @@ from mmrl.errors import ConfigError
 
 Path_ = tuple[str | int, ...]
 
+COMMAND_LINE = "command line"
+MOST_PLACES = 3
+"""Places of values inside a section that a message names."""
+LONGEST = 120
+"""Characters of KEY=VALUE that a message shows."""
+
 PLAIN_NAMES = ("run", "method")
 """Sections whose `name` and `kind` are labels; everywhere else another one means other options."""
 
 
 @dataclass
 class Source:
-    """A merged config before validation: `tree` of plain values, `origin` of each key path ("file:line" or "command line"),
-    the `name` of the config and the `folder` that relative paths in it are taken from."""
+    """A merged config before validation: `tree` of plain values, `origin` of each key path ("file:line" or "command line:
+    KEY=VALUE"), the `name` of the config, its `file`, and the `folder` that relative paths in it are taken from."""
 
     tree: dict[str, Any]
     origin: dict[Path_, str] = field(default_factory=dict)
     name: str = "config"
+    file: str = "config"
     folder: Path = Path(".")
 
     def where(self, path: Path_) -> str:
@@ -41,7 +48,18 @@ class Source:
         for length in range(len(path), 0, -1):
             if path[:length] in self.origin:
                 return self.origin[path[:length]]
-        return self.name
+        return self.file
+
+    def line(self, path: Path_, text: str) -> str:
+        """`file:line: key: text`, or `command line: key=value: text`. A section names also the values in it that come from
+        elsewhere (another file, the command line), since one of them may be what is wrong."""
+        where, key = self.where(path), _dotted(path)
+        if where.startswith(f"{COMMAND_LINE}: {key}="):
+            return f"{where}: {text}"
+        others = {place: None for inner, place in self.origin.items()
+                  if len(inner) > len(path) and inner[: len(path)] == path and _file(place) != _file(where)}  # fmt: skip
+        beside = ", ".join(list(others)[:MOST_PLACES] if path else ())
+        return f"{where}{f' (and {beside})' if beside else ''}: {key + ': ' if key else ''}{text}"
 
 
 def shipped() -> dict[str, Path]:
@@ -52,10 +70,25 @@ def shipped() -> dict[str, Path]:
 
 def read(config: str, overrides: Sequence[str] = ()) -> Source:
     """Load a config by path or shipped name, follow `extends`, then apply `key=value` overrides. Raises ConfigError."""
-    source = _read_file(_find(config, Path.cwd(), "command line"), ())
+    source = _read_file(_find(config, Path.cwd(), COMMAND_LINE), ())
+    problems = []
     for override in overrides:
-        _apply(source, override)
+        try:
+            _apply(source, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return source
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(map(str, path))
+
+
+def _file(place: str) -> str:
+    """`base.yaml:3` -> `base.yaml`; every value of the command line is a place of its own."""
+    return place if place.startswith(COMMAND_LINE) else place.rpartition(":")[0]
 
 
 def _find(config: str, folder: Path, where: str) -> Path:
@@ -88,7 +121,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> Source:
         raise ConfigError(f"{path}: a config is a mapping of keys, got {type(document).__name__}")
     origin: dict[Path_, str] = {}
     tree = _plain(document, (), str(_short(path)), origin)
-    own = Source(tree, origin, path.stem, path.parent)
+    own = Source(tree, origin, path.stem, str(_short(path)), path.parent)
     written = tree.pop("extends", [])
     bases = [written] if isinstance(written, str) else written
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -97,7 +130,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> Source:
         )
     for base in reversed(bases):
         parent = _read_file(_find(base, path.parent, own.where(("extends",))), (*seen, path))
-        own = Source(_merge(parent, own, ()), parent.origin, own.name, own.folder)
+        own = Source(_merge(parent, own, ()), parent.origin, own.name, own.file, own.folder)
     names = {file: name for name, file in shipped().items()}
     own.name = names.get(path, path.stem)
     return own
@@ -205,48 +238,48 @@ def _forget(origin: dict[Path_, str], path: Path_) -> None:
 def _apply(source: Source, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"command line: '{override}' is not key=value (for example stages.rl.optimizer.lr=1e-4)")
+        raise ConfigError(f"{COMMAND_LINE}: '{override}' is not key=value (for example stages.rl.optimizer.lr=1e-4)")
+    place = f"{COMMAND_LINE}: {override if len(override) <= LONGEST else f'{override[: LONGEST - 3]}...'}"
     origin: dict[Path_, str] = {}
     try:
-        value = _plain(YAML(typ="rt").load(io.StringIO(text)), (), "command line", origin)
+        value = _plain(YAML(typ="rt").load(io.StringIO(text)), (), COMMAND_LINE, origin)
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"command line: {key}: cannot read the value {text!r}: {_problem(error, text)[1]}") from None
-    path = _path_in(source.tree, key)
+        raise ConfigError(f"{place}: cannot read the value {text!r}: {_problem(error, text)[1]}") from None
+    path = _path_in(source.tree, key, place)
     node: Any = source.tree
-    for depth, part in enumerate(path[:-1]):
-        node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+    for depth, part in enumerate(path[:-1], start=1):
+        if isinstance(node, dict) and part not in node:
+            node[part] = {}
+            source.origin[path[:depth]] = place
+        node = node[part]
         if not isinstance(node, (dict, list)):
-            raise ConfigError(
-                f"command line: {key}: '{'.'.join(map(str, path[: depth + 1]))}' is {node!r}, not a section"
-            )
+            raise ConfigError(f"{place}: '{_dotted(path[:depth])}' is {node!r}, not a section")
     last = path[-1]
     if isinstance(node, dict) and isinstance(node.get(last), dict) and isinstance(value, str):
         raise ConfigError(
-            f"command line: {key}: is a section (keys: {', '.join(node[last])}); set one of its keys, e.g. {key}.name={value}"
+            f"{place}: is a section (keys: {', '.join(node[last])}); set one of its keys, e.g. {key}.name={value}"
         )
     if isinstance(node, dict) and last == _identity(node, path[:-1]) and node[last] != value:
         kept = _drop_options(source, node, path[:-1])
         node.clear()
         node |= kept
-        source.origin[path[:-1]] = "command line"
-    if isinstance(node, list) and isinstance(last, int):
-        node[last] = value
-    elif value is None and isinstance(node, dict) and isinstance(node.get(last), dict):
+        source.origin[path[:-1]] = place
+    if value is None and isinstance(node, dict) and isinstance(node.get(last), dict):
         del node[last]
     else:
         node[last] = value
     _forget(source.origin, path)
-    source.origin |= dict.fromkeys([path, *((*path, *inner) for inner in origin)], "command line")
+    source.origin |= dict.fromkeys([path, *((*path, *inner) for inner in origin)], place)
 
 
-def _path_in(tree: Any, key: str) -> Path_:
+def _path_in(tree: Any, key: str, place: str) -> Path_:
     """Split `a.b.0.c`; a part is a list index where the tree has a list there."""
     path: list[str | int] = []
     node: Any = tree
     for part in key.split("."):
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f"command line: {key}: '{part}' is not an index of the {len(node)} entries there")
+                raise ConfigError(f"{place}: '{part}' is not an index of the {len(node)} entries there")
             path.append(int(part))
             node = node[int(part)]
         else:

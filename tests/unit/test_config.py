@@ -106,6 +106,101 @@ def test_all_problems_are_listed_at_once(config: Path) -> None:
     assert len(failure(config).splitlines()) == 2
 
 
+EVERYTHING = """
+policy: {name: tiny_qwen3vl, dtpe: float32}
+runn: {seed: 1}
+stages:
+  rl:
+    kind: rl
+    stps: 2
+    prompts:
+      name: puzzles
+      numbr: 40
+      mixture:
+        - {kind: jigsaw, level: 9, sise: 2}
+        - {kind: jigsw}
+        - {kind: maze, weight: -1, level: top}
+      pictures: {name: folder, pth: x}
+      split: {part: tran}
+    prompts_per_step: 2
+    group_size: four
+    rollout: {max_new_token: 8}
+    train: {mode: loar}
+    rewards:
+      right: {name: puzle}
+      well: {name: puzzle, mode: exct, weight: heavy}
+    objective:
+      advantage: {name: group, scale: grup}
+      shaping: [{name: clamp, mx: 2}]
+      steps: {select: {size: 3}}
+      surrogate: {name: clip, low: abc}
+      terms: [{name: kl, coef: 0.1, estimator: k9}]
+    optimizer: {lr: 1e-4, betas: [0.9]}
+  sft:
+    kind: supervisd
+    steps: 2
+    examples: {name: chat, path: nothing.jsonl}
+evaluation:
+  prompts: {name: puzzles, mixture: []}
+  sampling: {temprature: 0}
+"""
+
+TOLD = [
+    ("policy:", "policy.dtpe: unknown key 'dtpe'; did you mean 'dtype'?"),
+    ("runn:", "runn: unknown key 'runn'; did you mean 'run'?"),
+    ("stps", "stages.rl.stps: unknown key 'stps'; did you mean 'steps'?"),
+    ("numbr", "stages.rl.prompts.numbr: unknown key 'numbr'; did you mean 'number'?"),
+    ("level: 9", "stages.rl.prompts.mixture.0.level: puzzle 'jigsaw' has no level 9 (there: 1: 2 x 2 tiles"),
+    ("sise", "stages.rl.prompts.mixture.0.sise: unknown key 'sise'; did you mean 'size'?"),
+    ("jigsw", "stages.rl.prompts.mixture.1.kind: unknown puzzle 'jigsw'; did you mean 'jigsaw'?"),
+    ("maze", "stages.rl.prompts.mixture.2.weight: got -1; input should be greater than 0"),
+    ("maze", "stages.rl.prompts.mixture.2.level: got 'top'; input should be a valid integer, unable to parse string as an "
+             "integer or input should be a valid tuple"),
+    ("pth", "stages.rl.prompts.pictures.pth: unknown key 'pth'; did you mean 'path'?"),
+    ("tran}", "stages.rl.prompts.split.part: got 'tran'; input should be 'all', 'train', "),
+    ("group_size", "stages.rl.group_size: got 'four'; input should be a valid integer"),
+    ("max_new", "stages.rl.rollout.max_new_token: unknown key 'max_new_token'; did you mean 'max_new_tokens'?"),
+    ("loar", "stages.rl.train.mode: got 'loar'; input should be 'full' or 'lora'; did you mean 'lora'?"),
+    ("puzle", "stages.rl.rewards.right.name: unknown reward 'puzle'; did you mean 'puzzle'?"),
+    ("exct", "stages.rl.rewards.well.mode: got 'exct'"),
+    ("heavy", "stages.rl.rewards.well.weight: got 'heavy'; input should be a valid number"),
+    ("grup", "stages.rl.objective.advantage.scale: got 'grup'"),
+    ("mx:", "stages.rl.objective.shaping.0.mx: unknown key 'mx'; did you mean 'max'?"),
+    ("select", "stages.rl.objective.steps.select.name: is required and missing"),
+    ("abc", "stages.rl.objective.surrogate.low: got 'abc'; input should be a valid number"),
+    ("k9", "stages.rl.objective.terms.0.estimator: got 'k9'"),
+    ("betas", "stages.rl.optimizer.betas.1: is required and missing"),
+    ("supervisd", "stages.sft.kind: got 'supervisd'; expected one of preference, rl, supervised; did you mean 'supervised'?"),
+    ("nothing", "stages.sft.examples: no file "),
+    ("mixture: []", "evaluation.prompts.mixture: the mixture is empty"),
+    ("tempr", "evaluation.sampling.temprature: unknown key 'temprature'; did you mean 'temperature'?"),
+]  # fmt: skip
+
+
+def test_everything_that_is_wrong_is_told_at_once_each_at_its_own_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(EVERYTHING)
+    found = failure(path).splitlines()
+    for written, message in TOLD:
+        start = f"{path}:{line_of(path, written)}: {message}"
+        assert [line for line in found if line.startswith(start)], start
+    assert len(found) == len(TOLD)
+
+
+def test_parts_are_checked_and_data_is_opened_beside_what_cannot_be_built(config: Path) -> None:
+    config.write_text(
+        BASE.replace("{name: shapes, split: train}", "{name: txt, path: none.txt}")
+        .replace("group_size: 4", "group_size: 1")
+        .replace("mode: exact", "mode: exct")
+        .replace("examples: {name: shapes}", "examples: {name: folder, path: none}")
+    )
+    message = failure(config)
+    assert "stages.rl.rewards.exact.mode: got 'exct'" in message
+    assert "stages.rl.prompts: no file" in message and "stages.warm.examples: no folder" in message
+    config.write_text(config.read_text().replace("mode: exct", "mode: exact"))
+    assert "stages.rl.group_size: a group of 1" in failure(config) and "no file" in failure(config)
+
+
 def test_wrong_type_and_missing_key(config: Path) -> None:
     config.write_text(
         BASE.replace("steps: 2\n    prompts", "steps: two\n    prompts").replace("    group_size: 4\n", "")
@@ -125,12 +220,68 @@ def test_scientific_numbers_are_numbers(config: Path, text: str) -> None:
 def test_override_is_used_and_remembered(config: Path) -> None:
     resolved = load(str(config), ["stages.rl.optimizer.lr=3e-5", "run.seed=7"])
     assert resolved.stages[1].section.optimizer.lr == 3e-5 and resolved.config.run.seed == 7
-    assert resolved.source.where(("stages", "rl", "optimizer", "lr")) == "command line"
+    assert resolved.source.where(("stages", "rl", "optimizer", "lr")) == "command line: stages.rl.optimizer.lr=3e-5"
 
 
 def test_override_with_a_misspelt_key(config: Path) -> None:
     message = failure(config, "stages.rl.optimizer.lrr=1")
-    assert message.startswith("command line: stages.rl.optimizer.lrr: unknown key") and "did you mean 'lr'" in message
+    assert message.startswith("command line: stages.rl.optimizer.lrr=1: unknown key") and "did you mean 'lr'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.rl.objective.surrogate.low=abc", "got 'abc'; input should be a valid number"),
+        ("stages.rl.objective.surrogate={name: clip, lov: 1}", "stages.rl.objective.surrogate.lov: unknown key 'lov'"),
+        ("stages.rl.objective.advantage.name=grup", "unknown advantage 'grup'; did you mean 'group'?"),
+        ("stages.rl.rewards.new={name: shapes, mode: x}", "stages.rl.rewards.new.mode: got 'x'"),
+        (
+            "stages.rl.prompts={name: puzzles, mixture: [{kind: maze, siz: 1}]}",
+            "stages.rl.prompts.mixture.0.siz: unknown key",
+        ),
+        ("stages.rl.prompts.split.held_out=2", "got 2; input should be less than 1"),
+        ("stages.rl.group_size=1", "a group of 1 has no relative advantage"),
+        ("stages.rl.curriculum.refil.low=1", "stages.rl.curriculum.refil: unknown key 'refil'; did you mean 'refill'?"),
+    ],
+)
+def test_a_wrong_value_from_the_command_line_is_blamed_on_it(config: Path, override: str, message: str) -> None:
+    config.write_text(
+        BASE.replace("prompts: {name: shapes, split: train}", "prompts: {name: shapes, split: {part: train}}")
+    )
+    assert failure(config, override).startswith(f"command line: {override}: {message}")
+
+
+def test_a_section_that_is_wrong_names_the_other_places_it_comes_from(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        BASE.replace("{name: shapes, split: train}", "{name: shapes, split: {part: train, held_out: 0.7}}")
+    )
+    line = line_of(config, "held_out: 0.7")
+    message = failure(config, "stages.rl.prompts.split.validation=0.4")
+    assert (
+        f"base.yaml:{line} (and command line: stages.rl.prompts.split.validation=0.4): stages.rl.prompts.split: "
+        "held_out 0.7 + validation 0.4 leave nothing to train on" in message
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nstages:\n  rl:\n    prompts: {split: {validation: 0.4}}\n")
+    assert f"base.yaml:{line} (and {child}:4): stages.rl.prompts.split: held_out" in failure(child)
+
+
+def test_what_comes_from_a_base_is_blamed_on_its_file(config: Path, tmp_path: Path) -> None:
+    config.write_text(BASE.replace("low: 1e-4", "low: abc"))
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\nstages: {rl: {objective: {surrogate: {hihg: 1}}}}\n")
+    message = failure(child)
+    assert f"{config}:{line_of(config, 'abc')}: stages.rl.objective.surrogate.low: got 'abc'" in message
+    assert f"{child}:2: stages.rl.objective.surrogate.hihg: unknown key 'hihg'; did you mean 'high'?" in message
+
+
+def test_all_wrong_overrides_are_told(config: Path) -> None:
+    assert len(failure(config, "run.seed", "run.name=[1", "stages.rl.optimizer.lr.x=1").splitlines()) == 3
+
+
+def test_a_config_without_a_policy_names_the_file(config: Path) -> None:
+    config.write_text(BASE.replace("policy: {name: tiny_sd3}", ""))
+    assert failure(config).startswith(f"{config}: policy: is required and missing")
 
 
 def test_override_that_is_none(config: Path) -> None:
@@ -246,7 +397,7 @@ def test_what_is_not_yaml_names_file_and_line(tmp_path: Path, text: str, place: 
 
 def test_override_that_is_not_yaml(config: Path) -> None:
     for text in ("[1", "a\x01b", "2024-13-45"):
-        assert failure(config, f"run.name={text}").startswith("command line: run.name: cannot read the value")
+        assert failure(config, f"run.name={text}").startswith(f"command line: run.name={text}: cannot read the value")
 
 
 def test_yaml_merge_keys_are_merged(config: Path) -> None:
@@ -337,7 +488,7 @@ def test_names_of_stages(config: Path, name: str) -> None:
 
 def test_warm_up_must_end_before_the_stage(config: Path) -> None:
     message = failure(config, "stages.rl.optimizer.warmup_steps=4", "stages.rl.updates_per_rollout=2")
-    assert "command line: stages.rl.optimizer.warmup_steps: 4 steps of warm-up" in message
+    assert "command line: stages.rl.optimizer.warmup_steps=4: 4 steps of warm-up" in message
     assert "4 optimizer steps (2 steps x 2 updates); use 0 to 3" in message
     assert "use 0 to 1" in failure(config, "stages.warm.optimizer.warmup_steps=2")
     load(str(config), ["stages.rl.optimizer.warmup_steps=3", "stages.rl.updates_per_rollout=2"])
@@ -356,7 +507,9 @@ def test_parity_tolerance_stays_inside_the_clip_range(config: Path, surrogate: s
 
 def test_parity_tolerance_wider_than_the_clip_range(config: Path) -> None:
     message = failure(config, "stages.rl.parity_tolerance=1e-3")
-    assert message.startswith("command line: stages.rl.parity_tolerance: 0.001 is wider than the clip range 0.0001")
+    assert message.startswith(
+        "command line: stages.rl.parity_tolerance=1e-3: 0.001 is wider than the clip range 0.0001"
+    )
 
 
 def test_a_policy_can_refuse_a_train_block(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,147 @@
+"""Whether the parts of a stage fit each other, the policy and the number of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmrl.config.builder import Builder
+from mmrl.config.resolved import ResolvedRL, ResolvedStage
+from mmrl.config.schema import Config, PreferenceStage, RLStage
+from mmrl.objective.wants import check_policy
+from mmrl.parity import is_exact
+from mmrl.reward import RewardSet
+from mmrl.seeding import derive_seed
+
+PARITY_TOLERANCE = 1e-4
+"""Largest |ratio - 1| before the first update where neither the config nor the clip range says less."""
+
+LOOK_AHEAD = 1000
+"""Iterations whose trained steps are looked at before the run."""
+
+
+def clip_range(surrogate: Any, policy: Any = None) -> float | None:
+    """How far the ratio may go on the narrower side before the surrogate clips it; None when parity says nothing about that."""
+    if getattr(surrogate, "whole_samples", False):
+        return None  # a ratio of whole samples, while parity is that of steps
+    if not is_exact(policy):
+        return None  # parity is a mean, and ratios start at a replay
+    bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
+    return min((float(bound) for bound in bounds if isinstance(bound, (int, float)) and bound > 0), default=None)
+
+
+def default_tolerance(surrogate: Any, policy: Any = None) -> float:
+    """The `parity_tolerance` of a stage that sets none."""
+    narrow = clip_range(surrogate, policy)
+    usual = getattr(policy, "replay_tolerance", PARITY_TOLERANCE)
+    return usual if narrow is None else min(usual, narrow / 2)
+
+
+def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:
+    """Steps of one sample that an iteration trains, under the run's `seed`."""
+    allowed = stage.objective.plan_steps(
+        policy.plan_steps(stage.plan), iteration, derive_seed(seed, stage.name, "steps")
+    )
+    mask = policy.stochastic_steps(stage.plan, allowed)[None, :]
+    return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
+
+
+def check_stage(stage: ResolvedStage, policy: Any, config: Config, build: Builder) -> None:
+    """What a stage must fulfil whose parts are all there."""
+    section, path = stage.section, ("stages", stage.name)
+    build.check((*path, "train"), getattr(policy, "check_train", lambda train: None), stage.train)
+    if isinstance(section, PreferenceStage) and not hasattr(policy, "given"):
+        build.problem(
+            (*path, "kind"),
+            "a preference stage compares answers that are given, and "
+            f" {type(policy).__name__} cannot score one; use a policy that writes text (vlm, tiny_qwen3vl)",
+        )
+    updates = section.updates_per_rollout * section.epochs if isinstance(section, RLStage) else 1
+    total, warmup = section.steps * updates, section.optimizer.warmup_steps
+    if warmup and warmup >= total:
+        build.problem(
+            (*path, "optimizer", "warmup_steps"),
+            f"{warmup} steps of warm-up, but the stage makes {total} "
+            f"optimizer steps ({section.steps} steps x {updates} updates); use 0 to {total - 1}",
+        )
+    if isinstance(stage, ResolvedRL):
+        _check_rl(stage, policy, config, build)
+
+
+def _trains_something(stage: ResolvedRL, policy: Any, seed: int) -> None:
+    """Raises ValueError when an iteration would train no step: it would go by as a step without signal."""
+    for iteration in range(min(stage.section.steps, LOOK_AHEAD)):
+        if trained_steps(stage, policy, seed, iteration):
+            continue
+        size = policy.plan_steps(stage.plan)
+        every = torch.ones(size, dtype=torch.bool)
+        random = policy.stochastic_steps(stage.plan, every).nonzero().flatten().tolist()
+        planned = stage.objective.plan_steps(size, iteration, derive_seed(seed, stage.name, "steps"))
+        raise ValueError(
+            f"step {iteration + 1} of the stage would train nothing: it selects {_words(planned.nonzero().flatten().tolist())}, "
+            f"and of the {size} steps of the rollout "
+            + (
+                f"{_words(random)} have a log-prob; select among these"
+                if random
+                else "none has a log-prob; use another rollout.sampler or more rollout.num_steps"
+            )
+        )
+
+
+def _words(steps: list[int]) -> str:
+    """`[0, 1, 2, 5]` -> "steps 0-2, 5"."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return "steps " + ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) -> None:
+    section, path = stage.section, ("stages", stage.name)
+    before = len(build.problems)
+    samples = section.prompts_per_step * section.group_size
+    if samples % section.updates_per_rollout:
+        divisors = [d for d in range(1, samples + 1) if samples % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: abs(d - section.updates_per_rollout))[:3])
+        build.problem(
+            (*path, "updates_per_rollout"),
+            f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} do not divide into "
+            f"{section.updates_per_rollout} updates; nearest valid: {', '.join(map(str, near))}",
+        )
+    processes = config.run.num_processes or 1
+    if samples < processes:
+        build.problem(
+            (*path, "group_size"),
+            f"{samples} samples per step cannot feed {processes} processes; raise prompts_per_step or group_size",
+        )
+    if section.group_size == 1:
+        build.problem((*path, "group_size"), "a group of 1 has no relative advantage (it is always 0); use 2 or more")
+    trained = RewardSet(stage.rewards)
+    build.check((*path, "rewards"), trained.check_trained)
+    build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
+    build.check((*path, "objective"), check_policy, stage.objective, policy)
+    build.check(
+        (*path, "objective", "steps", "select"), stage.objective.select.validate_for, policy.plan_steps(stage.plan)
+    )
+    if stage.objective.correction is not None and section.old_log_probs == "rollout":
+        build.problem(
+            (*path, "old_log_probs"),
+            "rollout takes the engine's log-probs for the trainer's own, so objective.correction has nothing to correct; use "
+            "auto or replay, or leave the correction out",
+        )
+    check = getattr(stage.objective.selection, "validate_for", None)
+    if check is not None:
+        build.check((*path, "objective", "selection"), check, section.group_size)
+    narrow = clip_range(stage.objective.surrogate, policy)
+    if narrow is not None and stage.parity_tolerance > narrow:
+        build.problem(
+            (*path, "parity_tolerance"),
+            f"{stage.parity_tolerance:g} is wider than the clip range "
+            f"{narrow:g}: a replay that is off by more than the range would pass and be clipped; use {narrow:g} or less",
+        )
+    if len(build.problems) == before:
+        build.check((*path, "objective", "steps", "select"), _trains_something, stage, policy, config.run.seed)

@@ -1,0 +1,75 @@
+"""What a config becomes: its stages and evaluation with the components that their names mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pydantic import BaseModel
+
+from mmrl.config.schema import Config, ExamplesStage, PreferenceStage, RLStage, StageSection, SupervisedStage
+from mmrl.config.source import Source
+from mmrl.objective.objective import Objective
+
+
+@dataclass
+class ResolvedStage:
+    """One stage: its section, the family's `train` block, and the components of its kind."""
+
+    name: str
+    section: StageSection
+    train: BaseModel
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part could be built; one that could not is None until its problem is reported."""
+        return all(getattr(self, part.name) is not None for part in fields(self))
+
+
+@dataclass
+class ResolvedExamples(ResolvedStage):
+    section: ExamplesStage
+    examples: Any
+
+
+@dataclass
+class ResolvedSupervised(ResolvedExamples):
+    section: SupervisedStage
+
+
+@dataclass
+class ResolvedPreference(ResolvedExamples):
+    section: PreferenceStage
+
+
+@dataclass
+class ResolvedRL(ResolvedStage):
+    section: RLStage
+    prompts: Any
+    plan: BaseModel
+    rewards: dict[str, tuple[Any, float]]
+    objective: Objective
+    parity_tolerance: float
+    """The one in force: the config's, or `default_tolerance`."""
+
+    @property
+    def complete(self) -> bool:
+        return super().complete and all(reward is not None for reward, _ in self.rewards.values())
+
+
+@dataclass
+class ResolvedEvaluation:
+    prompts: Any
+    plan: BaseModel
+    rewards: dict[str, tuple[Any, float]]
+
+
+@dataclass
+class Resolved:
+    """Everything a run needs, built from names and checked; `policy` has not loaded its weights yet."""
+
+    config: Config
+    source: Source
+    policy: Any
+    stages: list[ResolvedStage]
+    evaluation: ResolvedEvaluation | None

@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,26 @@ from mmrl.errors import UserError
 ADAPTER = "mmrl"
 
 
-def find_targets(module: nn.Module, targets: Sequence[str], excluded: Sequence[str] = ()) -> list[str]:
-    """Full names of the linear and convolution layers that `targets` (names or name endings) mean, without those below
-    the `excluded` prefixes. Raises UserError naming a target that fits none, with the nearest names."""
+def find_targets(
+    module: nn.Module, targets: Sequence[str], excluded: Sequence[str] = (), aside: Sequence[str] = ()
+) -> list[str]:
+    """Full names of the linear and convolution layers that `targets` (names, name endings or patterns) mean, without those
+    below the `excluded` prefixes; layers below the `aside` prefixes are meant only by a target that fits no other layer.
+
+    Raises UserError naming a target that fits none, with the nearest names."""
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     found = [name for name, layer in module.named_modules() if isinstance(layer, kinds) and "lora_" not in name]
     names = [name for name in (n.removesuffix(".base_layer") for n in found) if not below(name, excluded)]
     chosen: list[str] = []
     for target in targets:
-        fits = [name for name in names if name == target or name.endswith(f".{target}")]
+        fits = [name for name in names if fnmatchcase(name, target) or name.endswith(f".{target}")]
         if not fits:
             endings = sorted({".".join(name.split(".")[-k:]) for name in names for k in (1, 2, 3)})
             near = difflib.get_close_matches(target, endings, n=3, cutoff=0.4)
             hint = f"; near names: {', '.join(near)}" if near else f"; it has: {', '.join(endings[:8])} ..."
             layer = "layer that is not frozen" if excluded else "layer"
             raise UserError(f"LoRA target '{target}' matches no {layer} of {type(module).__name__}{hint}")
-        chosen += fits
+        chosen += [name for name in fits if not below(name, aside)] or fits
     return list(dict.fromkeys(chosen))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrl.vlm.checkpointing import checkpointed
 from mmrl.vlm.encoded import EncodedPrompt
 from mmrl.vlm.fast.generate import Generated
 from mmrl.vlm.fast.sampling import choose, uniforms
@@ -51,7 +52,9 @@ def score(
     entropies: list[Tensor] = []
     logits: list[Tensor] = []
     for prompt, answers in groups:
-        for own, answer in zip(_answer_logits(model, prompt, answers), answers, strict=True):
+        with checkpointed(model):
+            found = _answer_logits(model, prompt, answers)
+        for own, answer in zip(found, answers, strict=True):
             log_p = torch.log_softmax(own.float() / temperature, dim=-1)
             log_probs.append(log_p.gather(1, answer.to(log_p.device)[:, None])[:, 0])
             logits.append(own)
@@ -119,13 +122,15 @@ def _read(model: Any, prompt: EncodedPrompt) -> tuple[Tensor, Any]:
         # Qwen-VL models keep the offset of the last prompt's positions, which a text prompt would inherit.
         if getattr(module, "rope_deltas", None) is not None:
             module.rope_deltas = None
+    device = prompt.input_ids.device
     inputs = {
-        **prompt.media,
+        **{name: value.to(device) for name, value in prompt.media.items()},
         "input_ids": prompt.input_ids[None],
         "attention_mask": torch.ones_like(prompt.input_ids)[None],
     }
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        inputs["mm_token_type_ids"] = prompt.kinds[None]
+    types = {"mm_token_type_ids": prompt.kinds, "token_type_ids": prompt.token_types}
+    known = inspect.signature(model.forward).parameters
+    inputs |= {name: value[None].to(device) for name, value in types.items() if value is not None and name in known}
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     return out.logits, out.past_key_values
 

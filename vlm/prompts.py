@@ -136,16 +136,21 @@ class PromptEncoder:
             raise UserError(f"prompt '{prompt.id}': {type(self.processor).__name__} refuses it: {error}") from error
         ids = found["input_ids"][0]
         tensors = {key: torch.as_tensor(value) for key, value in found.items() if key not in TEXT_KEYS}
-        return EncodedPrompt(ids, self._kinds(ids, found), tensors)
+        types = found.get("token_type_ids")
+        return EncodedPrompt(
+            ids, self._kinds(ids, found), tensors, None if types is None else torch.as_tensor(types)[0].long()
+        )
 
     def _kinds(self, ids: Tensor, found: Mapping[str, Any]) -> Tensor:
         if "mm_token_type_ids" in found:
             return torch.as_tensor(found["mm_token_type_ids"])[0].long()
         kinds = torch.zeros_like(ids)
         for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-            token = getattr(self.processor, name, None)
-            if token is not None:
-                kinds[ids == token] = kind
+            # `..._ids` where what a picture becomes is not what stands for it in a text (Gemma 3)
+            listed = getattr(self.processor, f"{name}s", None) or [getattr(self.processor, name, None)]
+            for token in listed:
+                if token is not None:
+                    kinds[ids == token] = kind
         return kinds
 
     def _sizes(self, encoded: EncodedPrompt, media: Sequence[Media]) -> list[tuple[int, int] | None]:

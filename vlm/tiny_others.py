@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mmrl.vlm.tiny import PATCH, build, special_ids
 from mmrl.vlm.tiny_text import VOCABULARY, chat_template, tiny_tokenizer
 
@@ -109,6 +111,48 @@ def tiny_internvl(seed: int = 0) -> tuple[Any, Any]:
         image_seq_length=4,
     )  # fmt: skip
     return build(InternVLForConditionalGeneration, config, tokenizer, seed), processor
+
+
+def tiny_gemma3(seed: int = 0) -> tuple[Any, Any]:
+    """An untrained Gemma3ForConditionalGeneration and its processor: 4 tokens per picture, which see each other whichever
+    comes first; a layer with a window of 16 tokens, then one without."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
+
+    tokenizer = tiny_tokenizer(
+        "<end_of_turn>",
+        ("<start_of_turn>",),
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    processor = Gemma3Processor(
+        Gemma3ImageProcessor(size={"height": SQUARE, "width": SQUARE}),
+        tokenizer,
+        image_seq_length=4,
+        chat_template=(
+            "{%- for message in messages -%}<start_of_turn>{{ message.role }}{{ '\n' }}{%- for part in message.content -%}"
+            "{%- if part.type == 'image' -%}<start_of_image>{%- else -%}{{ part.text }}{%- endif -%}"
+            "{%- endfor -%}<end_of_turn>{{ '\n' }}{%- endfor -%}"
+            "{%- if add_generation_prompt -%}<start_of_turn>model{{ '\n' }}{%- endif -%}"
+        ),
+    )
+    config_type: Any = Gemma3Config
+    config = config_type(
+        text_config={**TEXT, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16,
+                     "layer_types": ["sliding_attention", "full_attention"], "pad_token_id": tokenizer.pad_token_id,
+                     "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None},
+        vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+                       "image_size": SQUARE, "patch_size": 8, "initializer_range": 0.1},
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+    )  # fmt: skip
+    model = build(Gemma3ForConditionalGeneration, config, tokenizer, seed)
+    # made of zeros, which would hide every picture
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=0.2, generator=torch.Generator().manual_seed(seed))
+    return model, processor
 
 
 def _qwen(

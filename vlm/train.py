@@ -30,10 +30,13 @@ class VlmTrainSpec(BaseModel):
     freeze_merger: bool = False
     """Leave the layers between vision tower and language model as they are. With both frozen the features of a prompt's
     pictures are computed once per rollout."""
+    gradient_checkpointing: bool = False
+    """Compute every layer again in the backward pass instead of keeping what it needs: less memory, more time."""
     rank: PositiveInt = 32
     alpha: PositiveInt = 64
     targets: tuple[str, ...] = Field(default=TARGETS, min_length=1)
-    """LoRA: layer names (or name endings)."""
+    """LoRA: layer names, name endings or patterns. One that fits layers of the language model means those alone; names that
+    only the vision tower or the merger have (`qkv`, `*visual*gate_proj`) mean those."""
     seed: int = 0
     """LoRA: seed of its initial weights, the same on every process."""
 
@@ -56,7 +59,10 @@ class VlmTrainSpec(BaseModel):
         frozen = (towers if self.freeze_vision else ()) + (mergers if self.freeze_merger else ())
         if self.freeze_vision and not self.freeze_merger:
             frozen = tuple(leaf for tower in towers for leaf in _without(model, tower, mergers))
-        return Choice(self.mode, (PART,), self.parameters, frozen, self.targets, self.rank, self.alpha, self.seed)
+        return Choice(
+            self.mode, (PART,), self.parameters, frozen, self.targets, self.rank, self.alpha, self.seed,
+            aside=towers + mergers,
+        )  # fmt: skip
 
 
 def vision_parts(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:

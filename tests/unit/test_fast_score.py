@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmrl.errors import UserError
-from mmrl.vlm.fast import attention, supports
+from mmrl.vlm.checkpointing import set_checkpointing
+from mmrl.vlm.fast import attention, supports, vision
 from mmrl.vlm.fast.score import score
 from mmrl.vlm.fast.vision import encode_vision
 from tests.unit.fast_models import CLASSES, IMAGE, VIDEO, answer, mixed_groups, naive_log_prob, prompt, tiny
@@ -128,22 +129,25 @@ def test_the_kernel_of_other_devices_agrees(monkeypatch: pytest.MonkeyPatch) -> 
     compare(tiny("qwen3_vl"), mixed_groups("qwen3_vl"))
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
-def test_gradient_checkpointing_changes_nothing(kind: str) -> None:
-    model = tiny(kind)
-    groups = mixed_groups(kind)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_gradient_checkpointing_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of the language model and of the tower runs once more, in a model that stays in evaluation mode."""
+    model, groups, calls = tiny(kind), mixed_groups(kind), []  # type: ignore[var-annotated]
+    for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
+        part = layer.mlp
+        monkeypatch.setattr(part, "forward", lambda *a, f=part.forward: (calls.append(1), f(*a))[1])
     plain = gradients(sum(x.sum() for x in score(model, groups).log_prob), model)  # type: ignore[arg-type]
-    model.gradient_checkpointing_enable()
-    calls: list[int] = []
-    for module in model.modules():
-        if hasattr(module, "_gradient_checkpointing_func"):
-            checkpoint = module._gradient_checkpointing_func
-            module._gradient_checkpointing_func = lambda *a, f=checkpoint: (calls.append(1), f(*a))[1]
-    model.train()
-    found = gradients(sum(x.sum() for x in score(model, groups).log_prob), model)  # type: ignore[arg-type]
-    assert len(calls) >= 3
+    once = len(calls)
+    set_checkpointing(model, True)
+    loss = sum(x.sum() for x in score(model, groups).log_prob)
+    assert len(calls) == 2 * once and not model.training
+    found = gradients(loss, model)  # type: ignore[arg-type]
+    assert len(calls) == 3 * once
     for name, gradient in plain.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
+    set_checkpointing(model, False)
+    gradients(sum(x.sum() for x in score(model, groups).log_prob), model)  # type: ignore[arg-type]
+    assert len(calls) == 4 * once
 
 
 def test_the_tower_runs_once_for_all_prompts_and_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +158,7 @@ def test_the_tower_runs_once_for_all_prompts_and_may_be_shared(monkeypatch: pyte
     visions = encode_vision(model, [p for p, _ in groups])
     assert calls == [(24 + 32 + 4 + 32 + 24, 96)] * 2
     expected = score(model, groups, visions=visions).log_prob
-    frozen = [vision.detach() for vision in visions]
+    frozen = [one.detach() for one in visions]
     found = score(model, groups, visions=frozen).log_prob
     assert len(calls) == 2
     for a, b in zip(expected, found, strict=True):
@@ -162,6 +166,20 @@ def test_the_tower_runs_once_for_all_prompts_and_may_be_shared(monkeypatch: pyte
     loss = torch.cat(found).sum()
     assert all(g is None for name, g in gradients(loss, model).items() if "visual" in name)
     assert not visions[1].embeds.numel() and len(visions[1].deepstack) == 2
+
+
+def test_without_gradient_the_tower_runs_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, groups = tiny("qwen3_vl"), mixed_groups("qwen3_vl")
+    prompts, calls = [p for p, _ in groups], []  # type: ignore[var-annotated]
+    expected = encode_vision(model, prompts)
+    monkeypatch.setattr(model.model.visual, "forward", _counted(model.model.visual.forward, calls))
+    monkeypatch.setattr(vision, "MOST_PATCHES", 40)
+    with torch.no_grad():
+        found = encode_vision(model, prompts)
+    assert [rows for rows, _ in calls] == [24, 36, 32, 24]
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip((one.embeds, *one.deepstack), (other.embeds, *other.deepstack), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def _counted(forward: Any, calls: list[tuple[int, ...]]) -> Any:
@@ -176,7 +194,7 @@ def test_no_tower_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = tiny("qwen2_vl"), []  # type: ignore[var-annotated]
     monkeypatch.setattr(model.model.visual, "forward", _counted(model.model.visual.forward, calls))
     visions = encode_vision(model, [prompt("qwen2_vl", [3]), prompt("qwen2_vl", [4])])
-    assert not calls and all(vision.embeds.shape == (0, 32) for vision in visions)
+    assert not calls and all(one.embeds.shape == (0, 32) for one in visions)
 
 
 def test_half_precision_keeps_float32_log_probs() -> None:

@@ -128,6 +128,34 @@ def test_the_reference_is_the_policy_at_the_start_of_the_stage(spec: VlmTrainSpe
     assert any(p.grad is not None and p.grad.any() for p in policy.trainable().values())
 
 
+@pytest.mark.parametrize("scoring", ["packed", "padded"])
+def test_the_reference_of_full_training_is_the_loaded_model_in_its_own_dtype(scoring: str) -> None:
+    policy = TinyQwen3VL(dtype="bfloat16", scoring=scoring)
+    policy.load("cpu")
+    rollout = roll(policy)
+    start = log_prob(policy, rollout)
+    rollout.payload.seen.clear()
+    policy.prepare(VlmTrainSpec(), True)
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    assert {value.dtype for name, value in policy.frozen_state().items()} == {torch.bfloat16}
+    nudge(policy)
+    assert torch.equal(log_prob(policy, rollout, model="reference"), start)
+
+
+def test_pixels_are_forgotten_where_features_are_kept() -> None:
+    for spec, kept in ((VlmTrainSpec(freeze_vision=True, freeze_merger=True), False), (VlmTrainSpec(), True)):
+        rollout = roll(policy_of(spec))
+        seen = rollout.payload.seen["original"]
+        assert ("pixel_values" in seen.encoded[0].media) is kept and (seen.visions is None) is kept
+        assert "image_grid_thw" in seen.encoded[0].media
+
+
+def test_it_is_said_what_a_lora_is_on() -> None:
+    policy = TinyQwen3VL()
+    assert "on the language model's q_proj, k_proj" in policy.trains(LORA)
+    assert policy.trains(LORA.model_copy(update={"targets": ("qkv",)})) == "a LoRA of rank 4 (alpha 8) on qkv"
+
+
 def test_without_a_reference_there_is_a_clear_error() -> None:
     policy = policy_of()
     rollout = roll(policy)

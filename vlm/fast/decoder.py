@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.vlm.checkpointing import recomputed
 from mmrl.vlm.encoded import EncodedPrompt
 from mmrl.vlm.fast.ops import rms_norm, rotate, signed
 from mmrl.vlm.fast.packing import Layout
@@ -27,8 +28,10 @@ def positions(part: Parts, prompt: EncodedPrompt) -> tuple[Tensor, int]:
     if not prompt.media:
         return torch.arange(len(prompt)).expand(3, -1), len(prompt)
     grids = {key: value for key, value in prompt.media.items() if not key.startswith("pixel_values")}
-    found, _ = part.core.get_rope_index(prompt.input_ids[None], mm_token_type_ids=prompt.kinds[None], **grids)
-    return found[:, 0].cpu(), int(found.max()) + 1
+    grids = {key: value.cpu() for key, value in grids.items()}
+    ids, kinds = prompt.input_ids.cpu()[None], prompt.kinds.cpu()[None]
+    found, _ = part.core.get_rope_index(ids, mm_token_type_ids=kinds, **grids)
+    return found[:, 0], int(found.max()) + 1
 
 
 def embed(
@@ -112,10 +115,8 @@ def run(
     for index, layer in enumerate(layers):
         last = trimmed and index == len(layers) - 1
         step = partial(run_layer, layer, partial(attend, last=last), queries=kept if last else None)
-        if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
-            x = layer._gradient_checkpointing_func(step, x, cos, sin)
-        else:
-            x = step(x, cos, sin)
+        again = layer.gradient_checkpointing and torch.is_grad_enabled()
+        x = recomputed(step, x, cos, sin) if again else step(x, cos, sin)
         if index < part.deepstack and len(vision_at):
             x = x.index_add(0, vision_at, torch.cat([vision.deepstack[index] for vision in visions]).to(x.dtype))
     return rms_norm(part.decoder.norm, x if trimmed else x.index_select(0, kept))

@@ -23,6 +23,25 @@ DataPath = Annotated[Path, AfterValidator(_from_base)]
 """A path option. A relative one is taken from the config's folder (validation context `base`) or the working folder."""
 
 
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+"""Files that hold a dataset -> how the datasets library names their kind."""
+
+
+def is_local(dataset: str) -> bool:
+    """Whether a dataset is a file or folder rather than a name on the hub."""
+    path = Path(dataset).expanduser()
+    return path.suffix in FORMATS or path.exists() or path.is_absolute() or dataset.startswith((".", "~"))
+
+
+def _dataset_from_base(dataset: str, info: ValidationInfo) -> str:
+    path = _from_base(Path(dataset), info)
+    return str(path) if path.exists() or is_local(dataset) else dataset
+
+
+Dataset = Annotated[str, AfterValidator(_dataset_from_base)]
+"""A dataset option: a name on the hub, or a file or folder, which is looked for as a `DataPath` is."""
+
+
 def existing(path: Path, folder: bool = False) -> Path:
     """The absolute path of a file (or folder) that exists. Raises UserError that names the absolute path."""
     path = path.absolute()

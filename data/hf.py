@@ -7,13 +7,11 @@ from typing import Any
 
 from pydantic import Field
 
-from mmrl.data.files import existing
+from mmrl.data.files import FORMATS, Dataset, existing, is_local
 from mmrl.data.records import Columns, prompt_of
 from mmrl.data.source import PromptSource
 from mmrl.errors import UserError
 from mmrl.rollout import Prompt
-
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
 
 class HfPrompts(PromptSource):
@@ -22,7 +20,7 @@ class HfPrompts(PromptSource):
     `rows` is the dataset's own split ("train", "test[:100]"); `split` then divides these rows further.
     """
 
-    dataset: str
+    dataset: Dataset
     """A name on the hub, a .csv, .tsv, .json, .jsonl, .parquet or .arrow file, or a folder made by `save_to_disk`."""
     config: str | None = None
     """The configuration of a hub dataset that has several."""
@@ -32,20 +30,24 @@ class HfPrompts(PromptSource):
 
     def read(self) -> list[Prompt]:
         """All prompts. Raises UserError for a dataset, rows or a column that is not there, and for bad rows."""
-        data = self._open()
+        data = self.table()
         name = Path(self.dataset).name
         self.columns.check(data.column_names, self.dataset)
-        folder = Path(self.dataset).expanduser().absolute().parent if _is_local(self.dataset) else None
+        folder = self.folder()
         return [
             prompt_of(record, self.columns, f"{self.dataset}[{row}]", f"{name}:{row}", folder)
             for row, record in enumerate(data)
         ]
 
-    def _open(self) -> Any:
+    def folder(self) -> Path | None:
+        """Where files that rows name are looked up: beside the dataset; None for one of the hub."""
+        return Path(self.dataset).absolute().parent if is_local(self.dataset) else None
+
+    def table(self) -> Any:
+        """The rows. Raises UserError for a dataset that cannot be loaded."""
         import datasets  # takes a second, and only this source needs it
 
-        path = Path(self.dataset).expanduser()
-        local = _is_local(self.dataset)
+        path, local = Path(self.dataset), is_local(self.dataset)
         if local and not path.is_dir():
             existing(path)
             if path.suffix not in FORMATS:
@@ -70,8 +72,3 @@ class HfPrompts(PromptSource):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             what = path.absolute() if local else f"the hub dataset '{self.dataset}'"
             raise UserError(f"cannot load {what}: {reason}") from error
-
-
-def _is_local(name: str) -> bool:
-    path = Path(name).expanduser()
-    return path.suffix in FORMATS or path.exists() or path.is_absolute() or name.startswith(".")

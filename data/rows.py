@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from mmrl.data.files import DataPath, read_json_lines
-from mmrl.data.hf import HfPrompts, _is_local
+from mmrl.data.files import DataPath, Dataset, read_json_lines
+from mmrl.data.hf import HfPrompts
 from mmrl.data.source import Epochs, ExampleSource, check_ids
 from mmrl.data.split import Split, SplitOption
 from mmrl.errors import UserError
@@ -34,7 +34,7 @@ class RowExamples(ExampleSource):
 
     path: DataPath | None = None
     """A JSON-lines file; its media are looked up beside it."""
-    dataset: str | None = None
+    dataset: Dataset | None = None
     """Or a dataset: a name on the hub, a .csv, .tsv, .json, .jsonl, .parquet or .arrow file, or a `save_to_disk` folder."""
     config: str | None = None
     """The configuration of a hub dataset that has several."""
@@ -62,10 +62,9 @@ class RowExamples(ExampleSource):
                 yield Row(record, where, f"{self.path.name}:{number}", self.path.absolute().parent)
             return
         assert self.dataset is not None
-        data = HfPrompts(dataset=self.dataset, config=self.config, revision=self.revision, rows=self.rows)._open()
-        folder = Path(self.dataset).expanduser().absolute().parent if _is_local(self.dataset) else None
-        for number, record in enumerate(data):
-            yield Row(record, f"{self.dataset}[{number}]", f"{Path(self.dataset).name}:{number}", folder)
+        source = HfPrompts(dataset=self.dataset, config=self.config, revision=self.revision, rows=self.rows)
+        for number, record in enumerate(source.table()):
+            yield Row(record, f"{self.dataset}[{number}]", f"{Path(self.dataset).name}:{number}", source.folder())
 
     def open(self, seed: int) -> Epochs:
         """Endless passes over the rows. Raises UserError for whatever cannot be an example."""

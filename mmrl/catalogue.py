@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -63,8 +64,8 @@ def _shipped(kind: str) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         tree = YAML(typ="safe").load(text)
         if kind == "configs":
-            first = text.splitlines()[0]
-            rows.append({"name": name, "what": first.lstrip("# ") if first.startswith("#") else ""})
+            head = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), text.splitlines())
+            rows.append({"name": name, "what": " ".join(line.strip("# ") for line in head)})
         elif "method" in tree:
             method = tree["method"]
             rows.append(

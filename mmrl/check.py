@@ -6,35 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from mmrl.config.cross_check import trained_steps
 from mmrl.config.dump import dump, flatten
-from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load, trained_steps
-from mmrl.config.source import Path_
+from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load
+from mmrl.config.source import COMMAND_LINE, Path_
+from mmrl.parity import are_replayed
+from mmrl.terminal import show_line, show_table
 
 
 def show(config: str, overrides: Sequence[str], console: Console) -> None:
     """Print the plan of every stage and the origin of every value. Raises ConfigError listing every problem."""
     resolved = load(config, overrides)
-    console.print(f"[bold]{resolved.source.name}[/bold]: policy {resolved.config.policy.name}")
+    show_line(console, f"{resolved.source.name}: policy {resolved.config.policy.name}")
     for stage in resolved.stages:
         for line in describe(stage, resolved):
-            console.print(line, highlight=False, soft_wrap=True)
+            show_line(console, line)
     evaluation = resolved.config.evaluation
     if evaluation is not None and resolved.evaluation is not None:
         count = len(resolved.evaluation.prompts.load())
         held_out = ", ".join(resolved.evaluation.rewards) or "none"
-        console.print(
+        show_line(
+            console,
             f"evaluation: {count} prompts x {evaluation.samples_per_prompt} samples = {count * evaluation.samples_per_prompt}; "
             f"held-out rewards: {held_out}",
-            highlight=False,
         )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("key", "value", "from"):
-        table.add_column(heading, overflow="fold")
-    for key, value in flatten(dump(resolved)).items():
-        table.add_row(key, str(value), origin(key, resolved))
-    console.print(table)
+    rows = [(key, value, origin(key, resolved)) for key, value in flatten(dump(resolved)).items()]
+    show_table(console, ("key", "value", "from"), rows)
 
 
 def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
@@ -70,7 +68,8 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
     trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
-    passes = resolved.policy.passes(stage.plan, trained, 1 + len(stage.objective.needs))
+    again = are_replayed(stage.section.old_log_probs, resolved.policy)
+    passes = resolved.policy.passes(stage.plan, trained, 1 + again + len(stage.objective.needs))
     what = "image" if resolved.policy.flat_chunks else "answer"
     return f"forward passes per {what}: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
 
@@ -80,4 +79,5 @@ def origin(key: str, resolved: Resolved) -> str:
     path: list[Any] = [int(part) if part.isdigit() else part for part in key.split(".")]
     known = resolved.source.origin
     found: Path_ = tuple(path)
-    return known.get(found, known.get(found[:-1], "default") if isinstance(found[-1], int) else "default")
+    place = known.get(found, known.get(found[:-1], "default") if isinstance(found[-1], int) else "default")
+    return COMMAND_LINE if place.startswith(COMMAND_LINE) else place

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mmrl._version import __version__
 from mmrl.errors import UserError
@@ -83,6 +82,7 @@ def list_(
 ) -> None:
     """Show everything that a config can name."""
     from mmrl.catalogue import catalogue
+    from mmrl.terminal import show_line, show_table
 
     entries = catalogue(kind)
     if as_json:
@@ -90,12 +90,8 @@ def list_(
         return
     console = Console()
     for name, rows in entries.items():
-        table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-        for column in rows[0] if rows else ("name",):
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(value) for value in row.values()))
-        console.print(table, "")
+        show_table(console, list(rows[0]) if rows else ["name"], [list(row.values()) for row in rows], name)
+        show_line(console, "")
 
 
 @data_app.command()
@@ -133,16 +129,28 @@ def report(run: RunArgument) -> None:
 @app.command()
 def sample(
     run: RunArgument,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to draw or to answer; may be given several times.")
+    ] = None,
+    media: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture or video that every --prompt is about; several in the order of their <image>, <video>."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts from a file instead: .jsonl with text and media, or .txt.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; the next ones count up.")] = 0,
     num: Annotated[int, typer.Option(min=1, help="Samples per prompt.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/samples/drawn.")] = None,
 ) -> None:
-    """Draw from the newest checkpoint of RUN, with the run's evaluation sampling."""
-    from mmrl.sample import draw
+    """Draw or answer with the newest checkpoint of RUN, with the run's evaluation sampling."""
+    from mmrl.sample import ask, draw
 
-    for path in draw(run, prompt, seed, num, out or run / "samples" / "drawn"):
-        print(path)
+    asked = ask(prompt or [], media or [], prompts)
+    for line in draw(run, asked, seed, num, out or run / "samples" / "drawn"):
+        print(line)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmrl._version import __version__
+from mmrl.terminal import show_table
 
 State = Literal["ok", "note", "warning", "problem"]
 MARKS: dict[State, tuple[str, str]] = {
@@ -92,6 +93,21 @@ def show(console: Console) -> int:
     """Print the table. Returns the exit code: 1 if something required is missing or broken, else 0."""
     with console.status("looking around"):
         checks = diagnose()
+    if console.is_terminal:
+        _show_groups(checks, console)
+    else:
+        rows = [(check.group, check.name, check.state, check.found, check.advice) for check in checks]
+        show_table(console, ("group", "name", "state", "found", "advice"), rows)
+    problems = [check for check in checks if check.state == "problem"]
+    warnings = sum(check.state == "warning" for check in checks)
+    names = ", ".join(check.name for check in problems)
+    verdict = f"{_count(len(problems), 'problem')}: {names}" if problems else "ready to train"
+    console.print(Text(f"\n{verdict}" + (f" ({_count(warnings, 'warning')})" if warnings else ""),
+                       style="bold red" if problems else "bold green"))  # fmt: skip
+    return 1 if problems else 0
+
+
+def _show_groups(checks: Sequence[Check], console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
@@ -108,13 +124,6 @@ def show(console: Console) -> int:
             found.append(f"\n{check.advice}", style="cyan" if check.advice.startswith("pip ") else "dim")
         table.add_row(Text(f"  {check.name}"), Text(word, style=style), found)
     console.print(table)
-    problems = [check for check in checks if check.state == "problem"]
-    warnings = sum(check.state == "warning" for check in checks)
-    names = ", ".join(check.name for check in problems)
-    verdict = f"{_count(len(problems), 'problem')}: {names}" if problems else "ready to train"
-    console.print(Text(f"\n{verdict}" + (f" ({_count(warnings, 'warning')})" if warnings else ""),
-                       style="bold red" if problems else "bold green"))  # fmt: skip
-    return 1 if problems else 0
 
 
 def _count(count: int, word: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 
-ModelName = Literal["policy", "reference"]
+ModelName = Literal["policy", "reference", "ema"]
 
 
 class Policy(Protocol):
@@ -21,13 +21,23 @@ class Policy(Protocol):
 
     `replay` must run the same code as `rollout`: with unchanged weights it gives the log-probs stored in the rollout
     (the trainer checks this before the first update of a run).
+
+    A policy may also have
+    - `exact_log_probs` (bool): false when its rollouts are drawn by other code than `replay` runs, so that both agree but for
+      rounding; the trainer then replays the old log-probs, and `replay_tolerance` bounds the mean |ratio - 1| at the start;
+    - `publish(version, writes)`: called on every rank before each rollout, first and alone on the one that `writes`; what
+      draws for this policy must from then on draw with the present weights, and be asked for this `version` of them.
+    - `measure(name, rollout, micro_batch)`: numbers `(n,)` of the samples by the names that its `offers` list;
+    - `keep_slow()`, called when a stage starts that wants one: keep a slow copy of what is trained, as it is then, which
+      `frozen_state` holds too and `replay` runs as model "ema"; `follow(decay)`: slow <- decay slow + (1 - decay) weights.
     """
 
     plan_type: ClassVar[type[BaseModel]]
     """The pydantic model that validates the `rollout:` block of a stage."""
 
     sampling_type: ClassVar[type[BaseModel]]
-    """The pydantic model that validates the `evaluation.sampling:` block: how samples are drawn when nothing is learned."""
+    """The pydantic model that validates the `evaluation.sampling:` block: how samples are drawn when nothing is learned.
+    Its `micro_batch` is the number of samples that an evaluation asks for at a time."""
 
     train_type: ClassVar[type[BaseModel]]
     """The pydantic model that validates the `train:` block of a stage (what is trained, and how)."""

@@ -15,13 +15,13 @@ from mmrl import checkpoint
 from mmrl.config.resolve import Resolved, ResolvedPreference, ResolvedRL, ResolvedStage, ResolvedSupervised
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.evaluate import Evaluation, as_json, evaluate, evaluation_draws
+from mmrl.evaluate import Evaluation, chance, evaluate, evaluation_draws
 from mmrl.folder import RunFolder, write_json
 from mmrl.meter import Meter
 from mmrl.optim import Optimization
 from mmrl.policy import Policy
 from mmrl.preference import PreferenceWork
-from mmrl.report.grid import save_grid
+from mmrl.report.shots import save_pictures
 from mmrl.reward import RewardSet
 from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
@@ -66,6 +66,7 @@ class Trainer:
         self.restored: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.stop = False
         self.held_out: list[Prompt] | None = None
+        self.chances: dict[str, dict[str, float]] = {}
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -200,6 +201,7 @@ class Trainer:
         began = time.perf_counter()
         draws = evaluation_draws(self._held_out(), settings.samples_per_prompt, settings.seed)
         result = self._with_weights(optimization, averaged, stage, draws, blind=True)
+        result.metrics |= self._chance(stage)
         metrics = {f"eval/{key}": value for key, value in result.metrics.items()}
         entry = {
             "stage": stage.name,
@@ -210,7 +212,7 @@ class Trainer:
         }
         self.state.evaluations.append({**entry, "samples": len(draws)})
         self._save_pictures(result, stage, when)
-        self.tracking.evaluated(when, result.metrics)
+        self.tracking.evaluated(when, {key: value for key, value in result.metrics.items() if "=" not in key})
         for message in result.messages:
             self.tracking.say(message)
         self.state.failed_held_out += result.failed
@@ -232,15 +234,29 @@ class Trainer:
             self.held_out = readable(self.policy, self.resolved.evaluation.prompts.load(), self.tracking.say)
         return self.held_out
 
+    def _chance(self, stage: ResolvedStage) -> dict[str, float]:
+        """What guesses earn by the rewards that compare with a target; it does not change, so once per stage."""
+        settings = self.config.evaluation
+        assert settings is not None
+        if stage.name not in self.chances:
+            judges = {name: pair for name, pair in self._rewards(stage).items() if "target" in pair[0].inputs()}
+            self.chances[stage.name] = chance(self._held_out(), RewardSet(judges), self.group, settings.by)
+        return self.chances[stage.name]
+
+    def _rewards(self, stage: ResolvedStage) -> dict[str, Any]:
+        """Rewards of the stage and of the evaluation: name -> (reward, weight)."""
+        assert self.resolved.evaluation is not None
+        return {**(stage.rewards if isinstance(stage, ResolvedRL) else {}), **self.resolved.evaluation.rewards}
+
     def _with_weights(
         self, optimization: Optimization, averaged: bool, stage: ResolvedStage, draws: Any, blind: bool
     ) -> Evaluation:
         settings, resolved = self.config.evaluation, self.resolved.evaluation
         assert settings is not None and resolved is not None
-        trained = stage.rewards if isinstance(stage, ResolvedRL) else {}
-        rewards = RewardSet({**trained, **resolved.rewards})
-        arguments = (self.policy, resolved.plan, draws, rewards, settings.pictures, settings.batch_size,
-                     self.group, settings.by, blind)  # fmt: skip
+        objective = stage.objective if blind and isinstance(stage, ResolvedRL) else None
+        rewards = RewardSet(self._rewards(stage), held_out=resolved.rewards if objective is not None else ())
+        arguments = (self.policy, resolved.plan, draws, rewards, settings.pictures, resolved.plan.micro_batch,
+                     self.group, settings.by, blind, objective)  # fmt: skip
         if not averaged:
             return evaluate(*arguments)
         with optimization.averaged():
@@ -249,8 +265,7 @@ class Trainer:
     def _save_pictures(self, result: Evaluation, stage: ResolvedStage, when: str) -> None:
         if self.group.main and result.pictures:
             name = f"{self.state.total:06d}_{stage.name}_{when}"
-            save_grid(result.pictures, self.folder.samples / f"{name}.png")
-            write_json(self.folder.samples / f"{name}.json", as_json(result.pictures))
+            save_pictures(result.pictures, self.folder.samples, name)
             self.tracking.picture(f"samples/{stage.name}", self.folder.samples / f"{name}.png", self.state.total)
 
     def _checkpoint(self, work: Work, optimization: Optimization) -> None:

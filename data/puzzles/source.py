@@ -18,6 +18,10 @@ from mmrl.rollout import Prompt, Sample
 from mmrl.seeding import derive_seed
 
 INSTRUCTION = "Think inside <think></think>, then answer inside <answer></answer>."
+GUESSES = 16
+"""Answers without looking that a prompt brings along."""
+STREAMS = {"prompts": "puzzles", "examples": "demonstrations"}
+"""Stream -> how its ids begin: puzzle i of one is another puzzle than puzzle i of the other."""
 REMEMBERED = 32
 """Puzzles whose pictures a source keeps at a time."""
 
@@ -49,18 +53,27 @@ class Mixture(Component):
     def prompt(self, stream: str, seed: int, index: int) -> Prompt:
         """Puzzle `index` of a stream as a prompt with its pictures: a pure function of the arguments.
 
-        `target`: the puzzle's kind, a right answer, and what its verifier needs. `meta`: kind, level and what the puzzle
-        says of itself ("rationale", "fps", ...).
+        `target`: the puzzle's kind, a right answer, and what its verifier needs. `meta`: kind, level, "guesses" (answers of
+        someone who has not looked: what they earn is the chance level) and what the puzzle says of itself ("rationale",
+        "fps", ...).
         """
         entry, level = self.choose(stream, seed, index)
         rng = np.random.default_rng(derive_seed("puzzle", stream, seed, entry.kind, level, index))
         puzzle = entry.maker.make(rng, level, self.pictures.pictures)
+        blind = np.random.default_rng(derive_seed("guess", stream, seed, entry.kind, level, index))
+        guesses = [answered(entry.maker.random_answer(blind, puzzle.target)) for _ in range(GUESSES)]
         return Prompt(
-            id=f"puzzles:{index}",
+            id=f"{STREAMS[stream]}:{index}",
             text="\n".join(part for part in (puzzle.question, self.instruction) if part),
             media=puzzle.media,
             target={"kind": entry.kind, "answer": puzzle.answer, "puzzle": puzzle.target},
-            meta={**puzzle.meta, "kind": entry.maker.kind, "level": level, "source": f"puzzles:{index}"},
+            meta={
+                **puzzle.meta,
+                "kind": entry.maker.kind,
+                "level": level,
+                "source": f"{STREAMS[stream]}:{index}",
+                "guesses": guesses,
+            },
         )
 
 
@@ -120,4 +133,9 @@ class Demonstrations:
         """A prompt with its pictures, and "<think>...</think><answer>...</answer>" as the text."""
         prompt = self.source.prompt("examples", self.seed, index)
         thought = str(prompt.meta.get("rationale", "")) if self.source.think == "rationale" else ""
-        return Sample(prompt, text=f"<think>{thought}</think><answer>{prompt.target['answer']}</answer>")
+        return Sample(prompt, text=answered(prompt.target["answer"], thought))
+
+
+def answered(answer: str, thought: str = "") -> str:
+    """An answer in the format asked for."""
+    return f"<think>{thought}</think><answer>{answer}</answer>"

@@ -73,7 +73,6 @@ class EvaluationSection(Section):
     samples_per_prompt: PositiveInt = 4
     every: PositiveInt | None = None
     """Steps of an rl stage between evaluations; before the first and after the last step there always is one."""
-    batch_size: PositiveInt = 64
     seed: int = 0
     """Seed of the noise; the same at every evaluation and in every run, so that pictures can be compared."""
     sampling: dict[str, Any] = Field(default_factory=dict)

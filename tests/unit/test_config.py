@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import textwrap
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
 from mmrl import components
+from mmrl.catalogue import catalogue
 from mmrl.config import load
 from mmrl.config.dump import differences, dump, flatten
 from mmrl.config.json_schema import json_schema
 from mmrl.config.source import read, shipped
 from mmrl.errors import ConfigError
+from mmrl.terminal import show_table
 
 BASE = """
 policy: {name: tiny_sd3}
@@ -617,3 +621,27 @@ def test_a_users_component_by_file(config: Path, tmp_path: Path) -> None:
     assert "mine" in load(str(config)).stages[1].rewards
     config.write_text(BASE.replace("      dense:", "      mine: {name: 'mine.py:brightnes'}\n      dense:"))
     assert "did you mean 'brightness'" in failure(config)
+
+
+def _cells(width: int, terminal: bool) -> list[str]:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+    show_table(console, ("name", "what"), [("a", "[1, 2] " * 30), ("bb", "two\nlines")], "title")
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_table_is_wrapped_on_a_terminal_alone() -> None:
+    assert _cells(40, terminal=False) == [
+        "title",
+        "name  what",
+        f"a     {'[1, 2] ' * 30}".rstrip(),
+        "bb    two\\nlines",
+    ]
+    lines = _cells(40, terminal=True)
+    assert max(map(len, lines)) <= 40 and sum(line.count("[1, 2]") for line in lines) == 30
+
+
+def test_what_is_listed_is_the_whole_paragraph() -> None:
+    rows = {row["name"]: row["what"] for row in catalogue("prompts")["prompts"]}
+    assert rows["txt"].startswith("One prompt per line") and rows["hf"].endswith("All rows are held in memory.")
+    configs = {row["name"]: row["what"] for row in catalogue("configs")["configs"]}
+    assert configs["quickstart/generative"].endswith("docs/quickstart.md has the numbers of three seeds.")

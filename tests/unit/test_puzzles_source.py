@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from mmrl import preview
 from mmrl.components import build
 from mmrl.config.dump import dump
 from mmrl.config.resolve import load
@@ -23,6 +22,7 @@ from mmrl.errors import ConfigError, UserError
 from mmrl.preview import card, sheet, write_preview
 from mmrl.reward import RewardSet
 from mmrl.rollout import FAILED, OK, Prompt, Sample
+from mmrl.tiles import opened, video_file
 from mmrl.video import write_video
 
 MIXTURE = [
@@ -188,16 +188,16 @@ def test_a_lazy_prompt_is_a_prompt_that_can_be_copied_and_sent() -> None:
     [
         ({"mixture": [{"kind": "jigsaw", "level": 9}]}, r"puzzle 'jigsaw' has no level 9 \(there: 1: 2 x 2 tiles; 2: 3 x 3 tiles"),
         ({"mixture": [{"kind": "jigsaw", "level": [1, 4]}]}, "has no level 4"),
-        ({"mixture": [{"kind": "jigsaw", "level": []}]}, "level is an empty list"),
+        ({"mixture": [{"kind": "jigsaw", "level": []}]}, r"mixture\.0\.level\s+is an empty list"),
         ({"mixture": [{"kind": "jigsa"}]}, "unknown puzzle 'jigsa'; did you mean 'jigsaw'"),
-        ({"mixture": [{"kind": "jigsaw", "siz": 9}]}, "puzzle 'jigsaw': unknown key 'siz'; did you mean 'size'"),
-        ({"mixture": [{"kind": "jigsaw", "size": "big"}]}, "puzzle 'jigsaw': size: got 'big'; input should be a valid integer"),
+        ({"mixture": [{"kind": "jigsaw", "siz": 9}]}, r"mixture\.0\.siz\s+unknown key 'siz'; did you mean 'size'"),
+        ({"mixture": [{"kind": "jigsaw", "size": "big"}]}, r"mixture\.0\.size\s+got 'big'; input should be a valid integer"),
         ({"mixture": [{"kind": "jigsaw", "size": 32, "gap": 9}]}, "leaves tiles under 4 pixels"),
         ({"mixture": []}, "the mixture is empty"),
         ({"mixture": [{"kind": "mmrl.rollout:Sample"}]}, "is no subclass of mmrl.data.puzzles.puzzle.PuzzleMaker"),
-        ({"pictures": "folder"}, "pictures 'folder': path: is required and missing"),
+        ({"pictures": "folder"}, r"pictures\.path\s+is required and missing"),
         ({"pictures": {"name": "skimag"}}, "unknown pictures 'skimag'; did you mean 'skimage'"),
-        ({"pictures": {"name": "procedural", "style": "art"}}, "pictures 'procedural': style: got 'art'"),
+        ({"pictures": {"name": "procedural", "style": "art"}}, r"pictures\.style\s+got 'art'"),
     ],
 )  # fmt: skip
 def test_a_wrong_mixture_is_one_clear_line(change: dict[str, Any], message: str) -> None:
@@ -287,7 +287,7 @@ def test_a_config_is_resolved_with_own_puzzles_and_pictures_beside_it(
 def test_a_missing_level_is_told_with_file_line_and_key(tmp_path: Path) -> None:
     config = written(tmp_path / "in", CONFIG.replace("jigsaw, level: 1", "jigsaw, level: 7"))
     with pytest.raises(
-        ConfigError, match=r"puzzles\.yaml:19: stages\.rl\.prompts\.mixture\.0: puzzle 'jigsaw' has no level 7"
+        ConfigError, match=r"puzzles\.yaml:19: stages\.rl\.prompts\.mixture\.0\.level: puzzle 'jigsaw' has no level 7"
     ) as caught:
         load(config)
     assert "\n" not in str(caught.value)
@@ -320,14 +320,14 @@ def test_the_preview_shows_every_stage_and_the_evaluation(tmp_path: Path) -> Non
 def test_a_video_file_is_shown_as_frames_with_their_times(tmp_path: Path) -> None:
     frames = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 24 * 32 * 3).reshape(12, 32, 24, 3)
     write_video(tmp_path / "a.mp4", frames, 4)  # 24 pixels wide, which decord 0.6 cannot read
-    tiles = preview._video_file(tmp_path / "a.mp4", 4)
+    tiles = video_file(tmp_path / "a.mp4", 4)
     assert [tile.label for tile in tiles] == ["0.00 s", "1.00 s", "1.75 s", "2.75 s"]
     assert np.abs([np.asarray(tile.image).mean() for tile in tiles] - np.array([0, 80, 140, 220])).max() < 4
     (tmp_path / "b.mp4").write_text("no video")
     with pytest.raises(
         UserError, match=r"b\.mp4 is no picture, and /.*b\.mp4 is not a video that can be read: [^\n]+$"
     ):
-        preview._opened(tmp_path / "b.mp4", None, 4)
+        opened(tmp_path / "b.mp4", None, 4)
 
 
 def test_a_card_has_pictures_question_answer_and_origin() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from mmrl.errors import UserError
+from mmrl import image
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = image.SUFFIXES
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
@@ -21,15 +21,8 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     With `size` the shorter side is scaled to `size` pixels (bicubic) and the middle is cut out: (size, size, 3).
     Raises UserError for a file that is missing, broken or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            return _to_rgb(image, size)
-    except FileNotFoundError:
-        raise UserError(f"no file {path.absolute()}") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path.absolute()} is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.absolute()} is broken: {error}") from None
+    picture = image.read_image(path)
+    return picture if size is None else _to_rgb(Image.fromarray(picture), size)
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -39,18 +32,13 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, Mapping) and value.get("bytes") is not None:
         value = value["bytes"]
     if isinstance(value, bytes):
-        with Image.open(io.BytesIO(value)) as image:
-            return _to_rgb(image)
+        with Image.open(io.BytesIO(value)) as picture:
+            return _to_rgb(picture)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (3, 4) and value.shape[-1] == 3:
         return value
     raise TypeError(f"got {type(value).__name__}; expected a file name, an image or its bytes")
 
 
-def _to_rgb(image: Image.Image, size: int | None = None) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
-    if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+def _to_rgb(picture: Image.Image, size: int | None = None) -> np.ndarray:
+    found = image.as_rgb(picture)
+    return np.asarray(found if size is None else ImageOps.fit(found, (size, size), Image.Resampling.BICUBIC))

@@ -1,21 +1,34 @@
-"""Held-out evaluation: fixed prompts, fixed noise, deterministic sampling, every reward counted."""
+"""Held-out evaluation: fixed prompts, fixed noise, deterministic sampling, every reward counted.
+
+Names of the numbers: `REWARD[/KEY=VALUE[,KEY=VALUE]][/blind | /chance]`, and `/failed`, `/skipped` for what is no number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mmrl.advantage.types import Scored
 from mmrl.distributed import Group, slice_of
+from mmrl.objective.objective import Objective
 from mmrl.policy import Policy
 from mmrl.reward import RewardSet
-from mmrl.rollout import FAILED, OK, SKIPPED, Draw, Prompt, Sample
+from mmrl.rollout import FAILED, OK, SKIPPED, Draw, Prompt, Sample, Scores
 from mmrl.seeding import derive_seed
+from mmrl.tiles import Tile, groups_of, within
 
 MESSAGES = 3
 """Failures that an evaluation tells of; their number is in the metrics."""
+SIDE = 256
+"""Most pixels of a side of what is kept of a prompt's pictures."""
+
+By = Sequence[str | tuple[str, ...]]
+"""Keys of `Prompt.meta`, alone or several together."""
+Table = tuple[np.ndarray, np.ndarray]
+"""Values `(N, K)` float64 and statuses `(N, K)` of K rewards."""
 
 
 @dataclass
@@ -38,6 +51,12 @@ class Picture:
     image: np.ndarray | None
     text: str | None
     rewards: dict[str, float | None]
+    media: Sequence[Sequence[Tile]] = ()
+    """What the prompt shows: images side by side, every video as a row of frames."""
+    answer: str | None = None
+    """What would have been right."""
+    about: str = ""
+    """Kind and level of the prompt."""
 
 
 def evaluation_draws(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int) -> list[Draw]:
@@ -57,31 +76,58 @@ def evaluation_draws(prompts: Sequence[Prompt], samples_per_prompt: int, seed: i
 
 def evaluate(
     policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, pictures: int, batch_size: int, group: Group,
-    by: Sequence[str] = (), blind: bool = False,
+    by: By = (), blind: bool = False, objective: Objective | None = None,
 ) -> Evaluation:  # fmt: skip
     """Generate and score `draws` (split over ranks). Collective: every rank calls it and gets the same metrics.
 
-    `by` are keys of `Prompt.meta`: every reward is also averaged over the prompts of each value ("exact/kind=count").
-    With `blind`, the prompts with media are also asked through the policy's blind view ("exact/blind").
+    `by` are keys of `Prompt.meta`: every reward is also averaged over the prompts of each value ("exact/kind=count"), or
+    of each combination of values ("exact/kind=count,level=1"). With `blind`, the prompts with media are also asked
+    through the policy's blind view ("exact/blind", "exact/kind=count/blind"). With an `objective`, what its shapings want
+    to know of held-out samples is measured too ("measured/rac").
     """
     mine = draws[slice_of(len(draws), group.rank, group.world)]
     samples = _generate(policy, plan, mine, batch_size)
     scores = rewards.score(samples)
     shown = _pictures(mine, samples, scores.values, rewards.names, pictures)
     parts = group.gather((scores.values, scores.status, shown, scores.messages[:MESSAGES]))
-    values = np.concatenate([part[0] for part in parts])
-    status = np.concatenate([part[1] for part in parts])
+    table = _joined([(part[0], part[1]) for part in parts])
     messages = tuple(message for part in parts for message in part[3])[:MESSAGES]
-    failed = int((status == FAILED).any(axis=1).sum())
+    failed = int((table[1] == FAILED).any(axis=1).sum())
     every = [picture for part in parts for picture in part[2]]
-    metrics = summarise(rewards.names, values, status) | _by_value(rewards.names, values, status, draws, by)
+    prompts = [draw.prompt for draw in draws]
+    metrics = _means(rewards.names, table, prompts, by)
+    if objective is not None and objective.evaluates:
+        metrics |= _measured(objective, policy, samples, table, draws, rewards, batch_size, group)
     if blind and policy.blind_view is not None:
-        seeing = np.array([bool(draw.prompt.media) for draw in draws])
+        seeing = np.array([bool(prompt.media) for prompt in prompts])
         if not seeing.all():  # what a blind number is to be compared with
-            found = summarise(rewards.names, values[seeing], status[seeing])
+            found = summarise(rewards.names, table[0][seeing], table[1][seeing])
             metrics |= {f"{name}/media": value for name, value in found.items() if name in rewards.names}
-        metrics |= _blind(policy, plan, [draw for draw in draws if draw.prompt.media], rewards, batch_size, group)
+        asked = [draw for draw in draws if draw.prompt.media]
+        own = asked[slice_of(len(asked), group.rank, group.world)]
+        scores = rewards.score(_generate(policy, plan, own, batch_size, policy.blind_view))
+        table = _joined(group.gather((scores.values, scores.status)))
+        metrics |= _means(rewards.names, table, [draw.prompt for draw in asked], by, "/blind")
     return Evaluation(metrics, every, failed, messages)
+
+
+def chance(prompts: Sequence[Prompt], rewards: RewardSet, group: Group, by: By = ()) -> dict[str, float]:
+    """What answers without looking earn: the mean of every reward over `meta["guesses"]` of the prompts, a list of whole
+    answers by someone who knows the question alone ("exact/chance", "exact/kind=count/chance"). Collective.
+
+    A number is left out where one of its prompts has no guesses.
+    """
+    mine = prompts[slice_of(len(prompts), group.rank, group.world)]
+    scores = rewards.score([Sample(prompt, text=guess) for prompt in mine for guess in _guesses(prompt)])
+    table = _joined(group.gather((scores.values, scores.status)))
+    counts = np.array([len(_guesses(prompt)) for prompt in prompts])
+    metrics: dict[str, float] = {}
+    for part, rows in [("", np.ones(len(prompts), dtype=bool)), *_parts(prompts, by)]:
+        if (counts[rows] > 0).all():
+            inside = np.repeat(rows, counts)
+            found = summarise(rewards.names, table[0][inside], table[1][inside])
+            metrics |= {f"{name}{part and '/'}{part}/chance": found[name] for name in rewards.names if name in found}
+    return metrics
 
 
 def _generate(
@@ -93,33 +139,54 @@ def _generate(
     return samples
 
 
-def _blind(
-    policy: Policy, plan: Any, draws: Sequence[Draw], rewards: RewardSet, batch_size: int, group: Group
-) -> dict[str, float]:
-    """Mean of every reward over its ok samples when the policy sees nothing, and how many failed. Collective."""
-    mine = draws[slice_of(len(draws), group.rank, group.world)]
-    scores = rewards.score(_generate(policy, plan, mine, batch_size, policy.blind_view or "original"))
-    parts = group.gather((scores.values, scores.status))
-    values, status = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    found = summarise(rewards.names, values, status)
-    return {f"{name}/blind{rest}": found[name + rest] for name in rewards.names
-            for rest in ("", "/failed", "/skipped") if name + rest in found}  # fmt: skip
+def _measured(
+    objective: Objective, policy: Policy, samples: Sequence[Sample], table: Table, draws: Sequence[Draw],
+    rewards: RewardSet, batch_size: int, group: Group,
+) -> dict[str, float]:  # fmt: skip
+    """What the policy measures of the texts of this rank's `samples`, and what the shapings say about all of them, whose
+    scores are in `table`. Collective."""
+    written = [row for row, sample in enumerate(samples) if sample.text]
+    own = {name: np.full(len(samples), np.nan) for name in objective.evaluates}
+    if written:
+        asked: Any = policy
+        given = asked.given([samples[row] for row in written])
+        for name, values in own.items():
+            values[written] = asked.measure(name, given, batch_size).cpu().numpy()
+    parts = group.gather(own)
+    extra = {name: np.concatenate([part[name] for part in parts]) for name in own}
+    groups = np.array([draw.group for draw in draws])
+    total = rewards.total(Scores(rewards.names, *table), groups)
+    scored = Scored(total, groups, table[0], np.asarray(rewards.weights), names=rewards.names, extra=extra)
+    known = {name: values[np.isfinite(values)] for name, values in extra.items()}
+    means = {f"measured/{name}": float(values.mean()) for name, values in known.items() if values.size}
+    return means | objective.metrics(scored)
 
 
-def _by_value(
-    names: Sequence[str], values: np.ndarray, status: np.ndarray, draws: Sequence[Draw], by: Sequence[str]
-) -> dict[str, float]:
-    """Mean of each reward over the ok samples of every value of the meta keys `by`."""
-    metrics: dict[str, float] = {}
-    for key in by:
-        found = [draw.prompt.meta.get(key) for draw in draws]
-        for value in sorted({str(one) for one in found if one is not None}):
-            rows = np.array([one is not None and str(one) == value for one in found])
-            for column, name in enumerate(names):
-                ok = rows & (status[:, column] == OK)
-                if ok.any():
-                    metrics[f"{name}/{key}={value}"] = float(values[ok, column].mean())
+def _joined(parts: Sequence[Table]) -> Table:
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _means(names: Sequence[str], table: Table, prompts: Sequence[Prompt], by: By, how: str = "") -> dict[str, float]:
+    """Means and counts of all rows, and means of the rows of every part that `by` makes; `how` follows their names."""
+    values, status = table
+    found = summarise(names, values, status)
+    metrics = {f"{name}{how}{rest}": found[name + rest] for name in names
+               for rest in ("", "/failed", "/skipped") if name + rest in found}  # fmt: skip
+    for part, rows in _parts(prompts, by):
+        found = summarise(names, values[rows], status[rows])
+        metrics |= {f"{name}/{part}{how}": found[name] for name in names if name in found}
     return metrics
+
+
+def _parts(prompts: Sequence[Prompt], by: By) -> Iterator[tuple[str, np.ndarray]]:
+    """("kind=count,level=1", rows `(N,)` bool) of every combination of values that the prompts have."""
+    for keys in by:
+        keys = (keys,) if isinstance(keys, str) else keys
+        found = [tuple(str(prompt.meta[key]) for key in keys) if all(prompt.meta.get(key) is not None for key in keys)
+                 else None for prompt in prompts]  # fmt: skip
+        for values in sorted({one for one in found if one is not None}):
+            name = ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+            yield name, np.array([one == values for one in found])
 
 
 def summarise(names: Sequence[str], values: np.ndarray, status: np.ndarray) -> dict[str, float]:
@@ -138,18 +205,30 @@ def summarise(names: Sequence[str], values: np.ndarray, status: np.ndarray) -> d
 def _pictures(
     draws: Sequence[Draw], samples: Sequence[Sample], values: np.ndarray, names: Sequence[str], count: int
 ) -> list[Picture]:
-    found = []
-    for row, (draw, sample) in enumerate(zip(draws, samples, strict=True)):
-        if draw.member == 0 and draw.group < count:
-            verdicts = {name: _number(values[row, column]) for column, name in enumerate(names)}
-            image = sample.images[0] if sample.images else sample.video[0] if sample.video is not None else None
-            found.append(Picture(sample.prompt.text, image, sample.text, verdicts))
-    return found
+    return [
+        picture_of(sample, {name: _number(values[row, column]) for column, name in enumerate(names)})
+        for row, (draw, sample) in enumerate(zip(draws, samples, strict=True))
+        if draw.member == 0 and draw.group < count
+    ]
+
+
+def picture_of(sample: Sample, rewards: dict[str, float | None]) -> Picture:
+    """A sample for the eye, with what its prompt shows. Raises UserError for media that cannot be read."""
+    prompt = sample.prompt
+    image = sample.images[0] if sample.images else sample.video[0] if sample.video is not None else None
+    media = [[Tile(within(tile.image, SIDE), tile.label) for tile in row]
+             for row in groups_of(prompt.media, prompt.meta.get("fps"))]  # fmt: skip
+    answer = prompt.target.get("answer") if isinstance(prompt.target, Mapping) else prompt.target
+    about = [str(prompt.meta["kind"])] if "kind" in prompt.meta else []
+    about += [f"level {prompt.meta['level']}"] if "level" in prompt.meta else []
+    return Picture(prompt.text, image, sample.text, rewards, media,
+                   str(answer) if isinstance(answer, str | int | float) else None, " · ".join(about))  # fmt: skip
 
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def as_json(pictures: Sequence[Picture]) -> list[Mapping[str, Any]]:
-    return [{"prompt": p.prompt, "text": p.text, "rewards": p.rewards} for p in pictures]
+def _guesses(prompt: Prompt) -> Sequence[str]:
+    found: Sequence[str] = prompt.meta.get("guesses", ())
+    return found

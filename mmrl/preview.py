@@ -9,29 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, load
 from mmrl.errors import UserError
 from mmrl.report.grid import FAINT, INK, PAPER, wrap
 from mmrl.rollout import Prompt, Sample
-from mmrl.video import open_video, spread
+from mmrl.tiles import LINE, Tile, flow, groups_of, row_height
 
-WIDTH, GAP, COLUMNS, LINE, PAD = 272, 16, 4, 16, 10
-"""Pixels of a card and between cards, cards per row, pixels of a line of text and inside a card's edge."""
-FRAMES = 8
-"""Frames shown of a video; of several videos fewer, but at least 4 each."""
-SCALES = (8, 6, 5, 4, 3, 2, 1, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
+WIDTH, GAP, COLUMNS, PAD = 272, 16, 4, 10
+"""Pixels of a card and between cards, cards per row, pixels inside a card's edge."""
 EDGE, BAND, RIGHT, WRONG = "#d8dee4", "#f2f4f7", "#1a7f37", "#c62f2f"
-
-
-@dataclass
-class Tile:
-    """One picture of a card, with a word below it (the time of a frame) or none."""
-
-    image: Image.Image
-    label: str = ""
 
 
 @dataclass
@@ -44,7 +32,7 @@ class Card:
 
     def height(self) -> int:
         """In pixels."""
-        return 2 * PAD + sum(_row_height(row) for row in self.rows) + len(self.lines) * LINE
+        return 2 * PAD + sum(row_height(row) for row in self.rows) + len(self.lines) * LINE
 
 
 def write_preview(config: str, overrides: Sequence[str], out: Path, count: int, stage: str | None) -> list[str]:
@@ -118,7 +106,7 @@ def card(item: Prompt | Sample) -> Card:
     about = [str(meta["kind"])] if "kind" in meta else []
     about += [f"level {meta['level']}"] if "level" in meta else []
     lines += [(line, FAINT) for line in wrap(" · ".join([*about, str(prompt.id)]), font, inner, 1)]
-    return Card(_flow(_groups(media, fps), inner), lines)
+    return Card(flow(groups_of(media, fps), inner), lines)
 
 
 def sheet(sections: Sequence[tuple[str, Sequence[Card]]]) -> Image.Image:
@@ -155,64 +143,10 @@ def _draw(page: Image.Image, draw: ImageDraw.ImageDraw, one: Card, x: int, y: in
             if tile.label:
                 draw.text((left, top + tile.image.height), tile.label, fill=FAINT, font=font)
             left += tile.image.width + 4
-        top += _row_height(row)
+        top += row_height(row)
     for text, colour in one.lines:
         draw.text((x + PAD, top), text, fill=colour, font=bold if colour == INK else font)
         top += LINE
-
-
-def _row_height(row: Sequence[Tile]) -> int:
-    return max(tile.image.height for tile in row) + (LINE if any(tile.label for tile in row) else 0) + 4
-
-
-def _groups(media: Sequence[Any], fps: Any) -> list[list[Tile]]:
-    """Every video as a group of frames, and the images between two videos as one group."""
-    groups: list[list[Tile]] = []
-    images: list[Tile] | None = None
-    frames = max(4, FRAMES // max(1, len(media)))
-    for item in media:
-        found = _opened(item, fps, frames)
-        if isinstance(found, Tile):
-            if images is None:
-                images = []
-                groups.append(images)
-            images.append(found)
-        else:
-            groups.append(found)
-            images = None
-    return groups
-
-
-def _opened(media: Any, fps: Any, frames: int) -> Tile | list[Tile]:
-    """An image, or `frames` frames of a video, from an array or a file. Raises UserError for a file that is neither."""
-    if isinstance(media, np.ndarray):
-        return _frames(media, fps, frames) if media.ndim == 4 else Tile(Image.fromarray(media))
-    try:
-        with Image.open(media) as image:
-            return Tile(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"no file {Path(media).absolute()}") from None
-    except UnidentifiedImageError:
-        return _video_file(Path(media), frames)
-
-
-def _video_file(path: Path, frames: int) -> list[Tile]:
-    try:
-        opened = open_video(path)
-        kept = spread(opened.total, min(frames, opened.total))
-        return _labelled(opened.frames(kept), kept, opened.fps)
-    except UserError as error:
-        raise UserError(f"{path.name} is no picture, and {error}") from None
-
-
-def _frames(video: np.ndarray, fps: Any, frames: int) -> list[Tile]:
-    kept = spread(len(video), min(frames, len(video))) if len(video) else []
-    return _labelled(video[kept], kept, fps)
-
-
-def _labelled(frames: np.ndarray, positions: Sequence[int], fps: Any) -> list[Tile]:
-    labels = [f"{position / fps:.2f} s" if fps else f"frame {position + 1}" for position in positions]
-    return [Tile(Image.fromarray(frame), label) for frame, label in zip(frames, labels, strict=True)]
 
 
 def _answer(target: Any) -> str:
@@ -222,34 +156,3 @@ def _answer(target: Any) -> str:
     if isinstance(target, Mapping) and "answer" in target:
         return f"answer: {target['answer']}"
     return f"target: {target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str)}"
-
-
-def _flow(groups: Sequence[Sequence[Tile]], width: int) -> list[list[Tile]]:
-    """Tiles in rows, every group in rows of its own, at the largest common scale at which no row is wider than `width`
-    and all together are hardly taller than wide."""
-    most = max((tile.image.width for group in groups for tile in group), default=1)
-    for scale in (*(scale for scale in SCALES if scale * most <= width), width / most):
-        rows = [row for group in groups for row in _rows(group, scale, width)]
-        tall = sum(max(tile.image.height for tile in row) * scale for row in rows)
-        if tall <= 1.25 * width or scale == SCALES[-1]:
-            break
-    return [[_scaled(tile, scale) for tile in row] for row in rows]
-
-
-def _rows(tiles: Sequence[Tile], scale: float, width: int) -> list[list[Tile]]:
-    rows: list[list[Tile]] = []
-    room = 0
-    for tile in tiles:
-        wide = max(1, round(tile.image.width * scale)) + 4
-        if wide > room:
-            rows.append([])
-            room = width + 4
-        rows[-1].append(tile)
-        room -= wide
-    return rows
-
-
-def _scaled(tile: Tile, scale: float) -> Tile:
-    size = (max(1, round(tile.image.width * scale)), max(1, round(tile.image.height * scale)))
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    return Tile(tile.image.resize(size, how), tile.label)

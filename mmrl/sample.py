@@ -3,41 +3,115 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from mmrl import components
 from mmrl.errors import UserError
-from mmrl.rollout import Draw, Prompt
+from mmrl.evaluate import picture_of
+from mmrl.folder import write_json
+from mmrl.report.grid import save_grid
+from mmrl.rollout import Draw, Prompt, Sample
 from mmrl.run import trained_policy
 
+SHOWN = 48
+"""Answers on one sheet."""
 
-def draw(run: Path, prompts: Sequence[str], seed: int, num: int, out: Path) -> list[Path]:
-    """Draw `num` samples per prompt, sample k from the noise of `seed + k`; returns the files written."""
+
+def ask(texts: Sequence[str], media: Sequence[Path], file: Path | None) -> list[Prompt]:
+    """The prompts of a command line: every text with all of the media, or those of a file (`.txt`: one per line, else
+    JSON lines with text, media, id ...). Raises UserError for none, for a file that is not there and for what is no prompt.
+    """
+    if file is not None:
+        if texts or media:
+            raise UserError("--prompts brings its own texts and media; leave out --prompt and --media")
+        name = "txt" if file.suffix == ".txt" else "jsonl"
+        found: list[Prompt] = components.build("prompts", {"name": name, "path": str(file)}).load("all")
+        return found
+    if not texts:
+        raise UserError("nothing to ask: give --prompt TEXT (and --media FILE), or --prompts FILE.jsonl")
+    for path in media:
+        if not path.is_file():
+            what = "is a folder; expected a picture or a video" if path.is_dir() else "is no file"
+            raise UserError(f"--media {path} {what}")
+    shown = tuple(str(path) for path in media)
+    return [Prompt(_name(text, shown), text, shown) for text in texts]
+
+
+def _name(text: str, media: Sequence[str]) -> str:
+    """The first words of a text, and a few letters that tell it from others: for files and errors."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:32].rstrip("-")
+    return f"{words}_{hashlib.sha256(repr((text, tuple(media))).encode()).hexdigest()[:6]}".lstrip("_")
+
+
+def draw(run: Path, prompts: Sequence[Prompt], seed: int, num: int, out: Path) -> list[str]:
+    """Draw `num` samples per prompt, sample k from the noise of `seed + k`; returns what there is to say: answers, and the
+    files written.
+
+    Raises UserError for media that the policy does not take or cannot read, and for a prompt that is too long for it.
+    """
     resolved, policy, checkpoint = trained_policy(run)
     if resolved.evaluation is None:
         raise UserError(
             f"{run} has no evaluation section in its config, so nothing says how to sample; add evaluation.sampling to the config"
         )
+    _check(policy, prompts, str(resolved.config.policy.name))
     draws = [
-        Draw(Prompt(hashlib.sha256(text.encode()).hexdigest()[:12], text), group, member, seed + member, seed + member)
-        for group, text in enumerate(prompts)
+        Draw(prompt, group, member, seed + member, seed + member)
+        for group, prompt in enumerate(prompts)
         for member in range(num)
     ]
     samples = policy.generate(draws, resolved.evaluation.plan)
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
+    if all(sample.text is None for sample in samples):
+        return [_drawn(item, sample, out / f"{checkpoint}_{item.prompt.id}_seed{item.seed}.png")
+                for item, sample in zip(draws, samples, strict=True)]  # fmt: skip
+    return _answers(draws, samples, out, checkpoint)
+
+
+def _check(policy: Any, prompts: Sequence[Prompt], name: str) -> None:
+    shows = [prompt for prompt in prompts if prompt.media]
+    if shows and policy.blind_view is None:
+        raise UserError(
+            f"the policy of this run ({name}) draws and takes no pictures or videos, but prompt '{shows[0].id}' has "
+            f"{len(shows[0].media)}; leave --media out"
+        )
+    _, left_out = policy.fits(prompts)
+    if left_out:
+        named = ", ".join(f"{id} ({length} tokens)" for id, length in left_out.items())
+        raise UserError(f"longer than policy.max_prompt_tokens: {named}; shorten the text or take smaller pictures")
+
+
+def _drawn(item: Draw, sample: Sample, path: Path) -> str:
+    Image.fromarray(sample.images[0]).save(path)
+    return str(path)
+
+
+def _answers(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkpoint: str) -> list[str]:
+    """Write all answers as JSON, and as a sheet with what was asked about; the answers themselves are what to say."""
+    everything = hashlib.sha256(repr([(item.prompt.id, item.prompt.text, item.seed) for item in draws]).encode())
+    stem = f"{checkpoint}_{draws[0].prompt.id}" if len({item.group for item in draws}) == 1 else checkpoint
+    path = out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem)}_{everything.hexdigest()[:6]}.json"
+    said: list[str] = []
     for item, sample in zip(draws, samples, strict=True):
-        stem = f"{checkpoint}_{item.prompt.id}_seed{item.seed}"
-        if sample.images:
-            path = out / f"{stem}.png"
-            Image.fromarray(sample.images[0]).save(path)
-        else:
-            path = out / f"{stem}.txt"
-            path.write_text(sample.text or "", encoding="utf-8")
-        paths.append(path)
-    return paths
+        prompt = item.prompt
+        if item.member == 0:
+            named = f"  [{', '.join(Path(one).name for one in prompt.media)}]" if prompt.media else ""
+            said += ["", f"{prompt.text}{named}"]
+        cut = "" if sample.meta.get("finished", True) else "  (cut off at max_new_tokens)"
+        said.append(f"  seed {item.seed}: {sample.text}{cut}")
+    write_json(path, [
+        {"id": item.prompt.id, "prompt": item.prompt.text, "media": [str(one) for one in item.prompt.media],
+         "seed": item.seed, "text": sample.text, **{key: sample.meta[key] for key in ("tokens", "finished") if key in sample.meta}}
+        for item, sample in zip(draws, samples, strict=True)
+    ])  # fmt: skip
+    save_grid([picture_of(sample, {}) for sample in samples[:SHOWN]], path.with_suffix(".png"))
+    more = f" (the first {SHOWN} of {len(samples)})" if len(samples) > SHOWN else ""
+    return [*said[1:], "", str(path), f"{path.with_suffix('.png')}{more}"]
 
 
 def write_export(run: Path, to: str, out: Path) -> Path:

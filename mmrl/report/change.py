@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mmrl.report.data import COUNTS, RunData, Stage, mapping, number
+from mmrl.report.data import RunData, Stage, mapping, number
+from mmrl.report.measures import Measure, reward_names
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Change:
     unit: bool
     before: float
     after: float
+    blind: tuple[float, float] = (math.nan, math.nan)
+    """Before and after, asked without pictures."""
+    chance: float = math.nan
+    """What guesses earn."""
 
     @property
     def difference(self) -> float:
@@ -44,6 +49,16 @@ class Change:
         if math.isnan(value):
             return "not scored"
         return f"{100 * value:.1f} %" if self.unit else f"{value:.4g}".replace("-", "−")
+
+    @property
+    def beside(self) -> str:
+        """Blind accuracy and chance, where there are any."""
+        said = []
+        if not all(math.isnan(value) for value in self.blind):
+            said.append("blind " + " → ".join(self.shown(value) for value in self.blind))
+        if not math.isnan(self.chance):
+            said.append(f"chance {self.shown(self.chance)}")
+        return ", ".join(said)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,8 @@ def _stage_change(data: RunData, stage: Stage) -> StageChange | None:
             unit=in_unit(data, name),
             before=number(first.get(f"eval/{name}")),
             after=number(last.get(f"eval/{name}")),
+            blind=(number(first.get(Measure(name, how="blind").key)), number(last.get(Measure(name, how="blind").key))),
+            chance=number(last.get(Measure(name, how="chance").key)),
         )
         for name in sorted(names, key=lambda name: (name not in untrained, names.index(name)))
     ]
@@ -81,12 +98,6 @@ def _stage_change(data: RunData, stage: Stage) -> StageChange | None:
     until = "after it" if finished else f"at its step {last['step']}"
     samples = mapping(data.summary, "stages", stage.name, "after").get("samples")
     return StageChange(stage.name, until, samples if isinstance(samples, int) else None, found) if found else None
-
-
-def reward_names(stage: Stage) -> list[str]:
-    """Names of the rewards of a stage's evaluations, in order of appearance."""
-    keys = dict.fromkeys(key for line in stage.evaluations for key in line if key.startswith("eval/"))
-    return [key.removeprefix("eval/") for key in keys if not key.endswith(COUNTS)]
 
 
 def in_unit(data: RunData, name: str) -> bool:

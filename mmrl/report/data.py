@@ -16,6 +16,8 @@ from ruamel.yaml.error import YAMLError
 
 from mmrl.folder import RunFolder
 from mmrl.report.grid import cut_grid
+from mmrl.report.shots import MEDIA
+from mmrl.tiles import Tile
 
 COUNTS = ("/failed", "/skipped")
 """Endings of the names that count rewards without a number."""
@@ -23,12 +25,16 @@ COUNTS = ("/failed", "/skipped")
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of a sheet: `image` or `text`, its prompt and its reward values (None = not scored)."""
+    """One sample of a sheet: `image` or `text`, its prompt and its reward values (None = not scored); what the prompt
+    shows, what would have been right, and kind and level of the prompt where they are known."""
 
     prompt: str
     image: Image.Image | None
     text: str | None
     rewards: dict[str, float | None]
+    media: list[list[Tile]] = field(default_factory=list)
+    answer: str | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def _sheets(folder: Path, notes: list[str]) -> list[Sheet]:
         if found is None or not isinstance(entries, list):
             continue
         images, whole = _cut(path.with_suffix(".png"), notes)
-        shots = [_shot(mapping(entry), images[index] if index < len(images) else None)
+        shots = [_shot(mapping(entry), images[index] if index < len(images) else None, folder, notes)
                  for index, entry in enumerate(entries)]  # fmt: skip
         sheets.append(Sheet(int(found[1]), found[2], found[3], shots, whole))
     return sheets
@@ -200,10 +206,35 @@ def _cut(path: Path, notes: list[str]) -> tuple[list[Image.Image | None], Image.
         return [], None
 
 
-def _shot(entry: dict[str, Any], image: Image.Image | None) -> Shot:
+def _shot(entry: dict[str, Any], image: Image.Image | None, folder: Path, notes: list[str]) -> Shot:
     rewards = {
         str(name): None if math.isnan(number(value)) else number(value)
         for name, value in mapping(entry, "rewards").items()
     }
-    text = entry.get("text")
-    return Shot(str(entry.get("prompt", "")), image, None if text is None else str(text), rewards)
+    text, answer, rows = entry.get("text"), entry.get("answer"), entry.get("media")
+    media = [[tile for one in row if (tile := _tile(mapping(one), folder, notes)) is not None]
+             for row in (rows if isinstance(rows, list) else []) if isinstance(row, list)]  # fmt: skip
+    return Shot(
+        prompt=str(entry.get("prompt", "")),
+        image=image,
+        text=None if text is None else str(text),
+        rewards=rewards,
+        media=[row for row in media if row],
+        answer=None if answer is None else str(answer),
+        about=str(entry.get("about", "")),
+    )
+
+
+def _tile(entry: dict[str, Any], folder: Path, notes: list[str]) -> Tile | None:
+    """A picture that a prompt shows; only files of the run's own folder are opened."""
+    name = str(entry.get("file", ""))
+    try:
+        if not re.fullmatch(rf"{MEDIA}/[0-9a-f]+\.png", name):
+            raise ValueError(name)
+        with Image.open(folder / name) as image:
+            return Tile(image.convert("RGB"), str(entry.get("label", "")))
+    except (OSError, ValueError, SyntaxError):
+        note = f"samples/{name} is missing or incomplete"
+        if note not in notes:
+            notes.append(note)
+        return None

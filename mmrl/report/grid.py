@@ -1,6 +1,7 @@
-"""Contact sheets: the pictures of one evaluation in one PNG, each over its prompt and marked with its verdict.
+"""Contact sheets: the samples of one evaluation in one PNG, each over its prompt and marked with its verdict; what the
+prompt shows stands above a written answer.
 
-The boxes of the pictures are kept inside the PNG, so that a report can cut them out again.
+The boxes of the drawn pictures are kept inside the PNG, so that a report can cut them out again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from mmrl.tiles import Tile, flow, row_height
+
 if TYPE_CHECKING:
     from mmrl.evaluate import Picture
 
-VERDICTS = ("strict", "exact")
-"""Rewards that decide whether a picture is right, the first one present wins."""
+VERDICTS = ("strict", "exact", "right", "correct", "accuracy")
+"""Rewards that decide whether a sample is right, the first one present wins."""
 BOXES = "mmrl:boxes"
 """The PNG text entry with `[x, y, width, height, enlargement]` per picture, or null for a text."""
 SMALL, LARGE, TEXT_WIDTH = 144, 256, 240
@@ -33,20 +36,29 @@ State = Literal["right", "wrong", "partly", "open"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`right` and `wrong` come from a reward that decides, `partly` lies between, `open` is undecided."""
+    """`right` and `wrong` come from a reward that decides (`by`), `partly` lies between, `open` is undecided."""
 
     state: State
     label: str
+    by: str = ""
+
+    @property
+    def words(self) -> str:
+        """What to say beside the mark."""
+        return self.state if self.state in ("right", "wrong") else self.label
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the sheet, laid out: an image or lines of text, lines of the prompt, and the verdict."""
+    """One entry of the sheet, laid out: what the prompt shows, an image or lines of text, lines of the prompt and of the
+    right answer, and the verdict."""
 
+    media: list[list[Tile]]
     image: Image.Image | None
     factor: int
     text: list[str]
     caption: list[str]
+    answer: list[str]
     verdict: Verdict
 
 
@@ -57,7 +69,7 @@ def verdict(rewards: Mapping[str, float | None]) -> Verdict:
         if value is None or not 0 <= value <= 1:
             continue
         state: State = "right" if value > 1 - 1e-6 else "wrong" if value < 1e-6 else "partly"
-        return Verdict(state, name if state != "partly" else f"{name} {value:.2f}")
+        return Verdict(state, name if state != "partly" else f"{name} {value:.2f}", name)
     shown = [f"{name} {'not scored' if value is None else f'{value:.3g}'}" for name, value in rewards.items()]
     return Verdict("open", ", ".join(shown[:2]))
 
@@ -67,13 +79,15 @@ def save_grid(pictures: Sequence[Picture], path: Path) -> None:
     font, bold = ImageFont.load_default(12), ImageFont.load_default(13)
     images = [None if p.image is None else _resize(Image.fromarray(p.image).convert("RGB")) for p in pictures]
     width = max((image.width for image, _ in filter(None, images)), default=TEXT_WIDTH)
-    if any(p.text for p in pictures):
+    if any(p.text or p.media for p in pictures):
         width = max(width, TEXT_WIDTH)
     cells = []
     for picture, resized in zip(pictures, images, strict=True):
         image, factor = resized or (None, 1)
         text = wrap(picture.text or "", font, width - 12, 12)
-        cells.append(Cell(image, factor, text, wrap(picture.prompt, bold, width, 3), verdict(picture.rewards)))
+        right = wrap(f"right: {picture.answer}", font, width, 1) if picture.answer is not None else []
+        caption = wrap(picture.prompt, bold, width, 3 if not picture.media else 5)
+        cells.append(Cell(flow(picture.media, width), image, factor, text, caption, right, verdict(picture.rewards)))
     sheet, boxes = _draw(cells, width, font, bold)
     info = PngInfo()
     info.add_text(BOXES, json.dumps(boxes))
@@ -156,6 +170,13 @@ def _draw(
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         x, y = GAP + column * step_x, GAP + sum(heights[:row])
+        for tiles in cell.media:
+            left = x
+            for tile in tiles:
+                sheet.paste(tile.image, (left, y))
+                draw.text((left, y + tile.image.height), tile.label, fill=FAINT, font=font)
+                left += tile.image.width + 4
+            y += row_height(tiles)
         inner = _body_height(cell)
         frame = (x, y, x + _frame_width(cell, width) + 2 * BORDER - 1, y + inner + 2 * BORDER - 1)
         draw.rectangle(frame, outline=COLOURS[cell.verdict.state], width=BORDER)
@@ -170,7 +191,10 @@ def _draw(
         below = y + inner + 2 * BORDER + 5
         for number, line in enumerate(cell.caption):
             draw.text((x, below + number * LINE), line, fill=INK, font=bold)
-        _mark(draw, x, below + len(cell.caption) * LINE + 2, cell.verdict, font, width)
+        below += len(cell.caption) * LINE + 2
+        for number, line in enumerate(cell.answer):
+            draw.text((x, below + number * LINE), line, fill=FAINT, font=font)
+        _mark(draw, x, below + len(cell.answer) * LINE, cell.verdict, font, width)
     return sheet, boxes
 
 
@@ -184,7 +208,8 @@ def _body_height(cell: Cell) -> int:
 
 
 def _height(cell: Cell) -> int:
-    return _body_height(cell) + 2 * BORDER + len(cell.caption) * LINE + LINE + 10 + GAP
+    lines = len(cell.caption) + len(cell.answer) + 1
+    return sum(row_height(row) for row in cell.media) + _body_height(cell) + 2 * BORDER + lines * LINE + 10 + GAP
 
 
 def _mark(
@@ -200,5 +225,5 @@ def _mark(
         draw.line([(x + 9, y + 3), (x + 2, y + 10)], fill=colour, width=2)
     else:
         colour, shift = (FAINT if found.state == "open" else colour), 0
-    for line in wrap(found.label, font, width - shift, 1):
+    for line in wrap(found.words, font, width - shift, 1):
         draw.text((x + shift, y), line, fill=colour, font=font)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,12 +13,13 @@ from markupsafe import Markup
 
 from mmrl._version import __version__
 from mmrl.folder import RunFolder, write_text
+from mmrl.report.breakdown import Breakdown, breakdowns
 from mmrl.report.change import changes, in_unit
 from mmrl.report.data import RunData, mapping, read_run
 from mmrl.report.facts import failures, seconds, stage_rows, status, subtitle, title
 from mmrl.report.panels import constants, panels
 from mmrl.report.pictures import comparisons, strips
-from mmrl.report.plot import SERIES, draw
+from mmrl.report.plot import BARS, SERIES, draw, draw_bars
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -38,6 +40,7 @@ def render(data: RunData) -> str:
         status=status(data),
         notes=data.notes,
         changes=changes(data),
+        breakdowns=[_bars(found) for found in breakdowns(data)],
         comparisons=comparisons(data),
         strips=strips(data),
         curves=[_curves(data, index) for index in range(len(data.stages))],
@@ -49,6 +52,19 @@ def render(data: RunData) -> str:
     )
 
 
+def _bars(found: Breakdown) -> dict[str, Any]:
+    """A chart for the template, its legend in the order of its bars."""
+    seen = {name for name, _, _ in BARS if any(math.isfinite(getattr(row, name)) for row in found.rows)}
+    named = {"before": "before", "after": "after", "blind": "after, blind" if "after" in seen else "blind"}
+    return {
+        "found": found,
+        "legend": [(named[name], colour, alpha) for name, colour, alpha in BARS if name in seen],
+        "blind": "blind" in seen,
+        "chance": any(math.isfinite(row.chance) for row in found.rows),
+        "svg": Markup(draw_bars(found)),
+    }
+
+
 def _curves(data: RunData, index: int) -> dict[str, Any]:
     """A stage's panels for the template: titles and legends are text of the page, the drawing is SVG."""
     stage = data.stages[index]
@@ -57,7 +73,10 @@ def _curves(data: RunData, index: int) -> dict[str, Any]:
             "title": panel.title,
             "note": panel.note,
             "wide": panel.wide,
-            "legend": [(curve.label, number % SERIES, curve.mark) for number, curve in enumerate(panel.curves)],
+            "legend": [
+                (curve.label, number % SERIES, "dotted" if curve.guide else "hollow" if curve.mark else "")
+                for number, curve in enumerate(panel.curves)
+            ],
             "svg": Markup(draw(panel)),
         }
         for panel in panels(stage, data.held_out, lambda name: in_unit(data, name))

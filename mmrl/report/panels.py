@@ -7,21 +7,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmrl.report.change import reward_names
 from mmrl.report.data import COUNTS, Stage, number
+from mmrl.report.measures import Measure, deciding, measures, reward_names
 
 Style = Literal["line", "points", "stack", "raw"]
 INTERNAL = ("stage", "step", "total", "time")
+PARTS = 8
+"""Curves of one panel of parts."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`y` over `x`; NaN in `y` is a gap. `mark`: drawn with hollow points (a held-out reward)."""
+    """`y` over `x`; NaN in `y` is a gap. `mark`: drawn with hollow points (a held-out reward); `guide`: a thin dotted
+    line to compare with (blind accuracy, chance)."""
 
     label: str
     x: list[float]
     y: list[float]
     mark: bool = False
+    guide: bool = False
 
     @property
     def drawn(self) -> bool:
@@ -74,7 +78,9 @@ PLANS = (
     Plan("Clipped steps", ("clip_low", "clip_high", "clip_dual"), note="share of trained steps", share=True,
          labels=("low", "high", "dual")),
     Plan("KL", ("approx_kl", "kl"), ("kl_", "kl/"), labels=("to the rollout policy", "to the reference")),
-    Plan("Entropy", ("entropy",), ("entropy_", "entropy/")),
+    Plan("Entropy", ("entropy",), ("entropy_", "entropy/"), "nats per step"),
+    Plan("Answer length", ("rollout/tokens",), note="tokens, mean"),
+    Plan("Finished answers", ("rollout/finished",), note="ended by themselves", share=True),
     Plan("Gradient norm", ("grad_norm",), note="before clipping", log=True),
     Plan("Learning rate", ("lr",)),
 )  # fmt: skip
@@ -156,13 +162,32 @@ def _rewards(lines: list[dict[str, Any]], keys: list[str], unit: Callable[[str],
 def _evaluations(stage: Stage, held_out: set[str], unit: Callable[[str], bool]) -> list[Panel]:
     near: list[Curve] = []
     far: list[Curve] = []
-    for name in reward_names(stage):
+    guides: list[Curve] = []
+    names = reward_names(stage)
+    for name in names:
         curve = _curve(stage.evaluations, f"eval/{name}", name)
         label = f"{name} (never trained on)" if name in held_out else name
         (near if unit(name) else far).append(Curve(label, curve.x, curve.y, name in held_out))
+    main = deciding(names, held_out)
+    if main is not None and unit(main):
+        for how in ("blind", "chance"):
+            curve = _curve(stage.evaluations, Measure(main, how=how).key, "")
+            guides.append(Curve(f"{main}, {how}", curve.x, curve.y, guide=True))
     title, note = "Held-out prompts", "mean reward at each evaluation"
-    main = [Panel(title, near, note, "points", wide=True)] if near else []
-    return main + [Panel(title, [curve], curve.label, "points", wide=not main and len(far) == 1) for curve in far]
+    found = [Panel(title, [*near, *guides], note, "points", wide=True)] if near else []
+    found += [Panel(title, [curve], curve.label, "points", wide=not found and len(far) == 1) for curve in far]
+    return found + (_by_part(stage, main) if main is not None and len(stage.evaluations) > 2 else [])
+
+
+def _by_part(stage: Stage, reward: str) -> list[Panel]:
+    """A reward over time, a curve per value of a key of the prompts; keys with many values have only their bars."""
+    keys: dict[str, list[Curve]] = {}
+    for found in measures(stage):
+        if found.reward == reward and found.part and not found.how and "," not in found.part:
+            key, _, value = found.part.partition("=")
+            keys.setdefault(key, []).append(_curve(stage.evaluations, found.key, value))
+    return [Panel(f"Held-out {reward} by {key}", curves, style="points", share=True)
+            for key, curves in keys.items() if 1 < len(curves) <= PARTS]  # fmt: skip
 
 
 def _clock(lines: list[dict[str, Any]]) -> list[Panel]:

@@ -1,4 +1,4 @@
-"""The pictures of a report: before and after by prompt, and over time."""
+"""The samples of a report: before and after by prompt, and over time."""
 
 from __future__ import annotations
 
@@ -29,13 +29,39 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Thumb:
+    """A picture that a prompt shows, as a data URI, with the word below it."""
+
+    source: str
+    pixelated: bool
+    label: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with what it shows and what is right, and the first and the last sample of a stage. None = not there."""
+
+    prompt: str
+    before: Seen | None
+    after: Seen | None
+    media: list[list[Thumb]]
+    answer: str | None
+    about: str
+
+    @property
+    def tiles(self) -> int:
+        """Pictures in the longest row."""
+        return max((len(row) for row in self.media), default=0)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A stage's first and last pictures: `pairs` of (prompt, before, after), or whole sheets. None = not there."""
+    """A stage's first and last samples by prompt, or whole sheets."""
 
     stage: str
     before: str
     after: str
-    pairs: list[tuple[str, Seen | None, Seen | None]]
+    pairs: list[Pair]
     wholes: list[tuple[str, str]]
     right: tuple[int, int] | None
     """How many were right before and after, where a reward decides for all of them."""
@@ -44,7 +70,9 @@ class Comparison:
     @property
     def texts(self) -> bool:
         """Whether there is text to read, which needs wider columns."""
-        return any(seen is not None and seen.text is not None for _, *both in self.pairs for seen in both)
+        return any(
+            seen is not None and seen.text is not None for pair in self.pairs for seen in (pair.before, pair.after)
+        )
 
 
 @dataclass(frozen=True)
@@ -97,16 +125,16 @@ def _comparison(stage: str, sheets: list[Sheet]) -> Comparison:
         for sheet in (first, last)
         if sheet is not None and sheet.whole is not None
     ]
-    prompts = [shot.prompt for sheet in (last or first,) if sheet for shot in sheet.shots]
-    pairs = [
-        (prompt, _seen(_find(first, index, prompt), PAIR_SIDE), _seen(_find(last, index, prompt), PAIR_SIDE))
-        for index, prompt in enumerate(prompts)
-    ]
+    shots = [shot for sheet in (last or first,) if sheet for shot in sheet.shots]
+    pairs = [_pair(shot, _find(first, index, shot.prompt), _find(last, index, shot.prompt))
+             for index, shot in enumerate(shots)]  # fmt: skip
     decided = [
-        (a.verdict, b.verdict) for _, a, b in pairs if a and b and "open" not in (a.verdict.state, b.verdict.state)
+        (pair.before.verdict, pair.after.verdict)
+        for pair in pairs
+        if pair.before and pair.after and "open" not in (pair.before.verdict.state, pair.after.verdict.state)
     ]
     right = (sum(a.state == "right" for a, _ in decided), sum(b.state == "right" for _, b in decided))
-    names = {shown.label.split(" ")[0] for pair in decided for shown in pair}
+    names = {shown.by for both in decided for shown in both}
     whole = len(decided) == len(pairs) and len(names) == 1
     return Comparison(
         stage=stage,
@@ -117,6 +145,11 @@ def _comparison(stage: str, sheets: list[Sheet]) -> Comparison:
         right=right if whole else None,
         decided_by=names.pop() if whole else "",
     )
+
+
+def _pair(shot: Shot, before: Shot | None, after: Shot | None) -> Pair:
+    media = [[Thumb(*_encode(tile.image, PAIR_SIDE), tile.label) for tile in row] for row in shot.media]
+    return Pair(shot.prompt, _seen(before, PAIR_SIDE), _seen(after, PAIR_SIDE), media, shot.answer, shot.about)
 
 
 def _label(sheet: Sheet, first: Sheet) -> str:

@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -16,11 +16,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from mmrl.report.breakdown import Bars, Breakdown
 from mmrl.report.panels import Curve, Panel
 
 SERIES = 8
 """Colours of the page: `--s0` to `--s7`; further curves start again."""
-INK, RULE, PAGE = "#0a0b20", "#0a0b21", "#0a0b22"
+INK, RULE, PAGE, TEXT = "#0a0b20", "#0a0b21", "#0a0b22", "#0a0b23"
+BARS = (("before", 0, 0.42), ("after", 0, 1.0), ("blind", 7, 0.8))
+"""Bars of a group: name, colour of the page and its opacity."""
 BINS = 400
 """Longer curves are drawn as means and ranges of this many bins."""
 MARKS = 60
@@ -31,7 +34,7 @@ LOG_RANGE = 30.0
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 8,
+    "font.size": 8.5,
     "font.family": "sans-serif",
     "axes.unicode_minus": True,
     "path.simplify": True,
@@ -45,7 +48,7 @@ def draw(panel: Panel) -> str:
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": salt}):
         figure = Figure(figsize=size)
         canvas = FigureCanvasSVG(figure)
-        left, bottom = (0.44 / size[0], 0.24 / size[1])
+        left, bottom = (0.52 / size[0], 0.24 / size[1])
         axes = figure.add_axes((left, bottom, 1 - left - 0.1 / size[0], 1 - bottom - 0.1 / size[1]))
         if panel.style == "stack":
             _stack(axes, panel.curves)
@@ -56,8 +59,52 @@ def draw(panel: Panel) -> str:
                 else:
                     _line(axes, curve, _series(index), panel.style == "line")
         _axes(axes, panel)
-        buffer = io.StringIO()
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+        return _svg(canvas)
+
+
+def draw_bars(found: Breakdown) -> str:
+    """A row of bars per group, lying, with the chance level as a line across them; an `<svg>` as from `draw`."""
+    kinds = [(name, colour, alpha) for name, colour, alpha in BARS
+             if any(math.isfinite(getattr(row, name)) for row in found.rows)]  # fmt: skip
+    labels = [row.label if len(row.label) <= 34 else row.label[:33] + "…" for row in found.rows]
+    left = 0.2 + 0.075 * max(len(label) for label in labels)
+    tall = 0.17 * len(kinds)
+    size = (5.3, 0.36 + (tall + 0.16) * len(labels))
+    salt = hashlib.sha256(repr(found).encode()).hexdigest()[:12]
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": salt}):
+        figure = Figure(figsize=size)
+        canvas = FigureCanvasSVG(figure)
+        bottom = 0.26 / size[1]
+        axes = figure.add_axes((left / size[0], bottom, 1 - (left + 0.5) / size[0], 1 - bottom - 0.04 / size[1]))
+        for place, row in enumerate(found.rows):
+            _bar_group(axes, place * (tall + 0.16), row, kinds)
+        axes.set_ylim((tall + 0.16) * len(labels) - 0.08, -0.08)
+        axes.set_yticks([place * (tall + 0.16) + tall / 2 for place in range(len(labels))], labels)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(_per_cent))
+        _style(axes, "x")
+        for label in axes.get_yticklabels():
+            label.set_color(TEXT)
+        return _svg(canvas)
+
+
+def _bar_group(axes: Axes, top: float, row: Bars, kinds: list[tuple[str, int, float]]) -> None:
+    """Bars with their values behind them; a value that the line of the chance level would cross stands behind that."""
+    for number, (name, colour, alpha) in enumerate(kinds):
+        value, middle = getattr(row, name), top + 0.17 * (number + 0.5)
+        if math.isfinite(value):
+            axes.barh(middle, value, 0.145, color=_series(colour), alpha=alpha, linewidth=0)
+            end = row.chance if value <= row.chance < value + 0.16 else value
+            axes.annotate(_per_cent(round(value, 3), None), (end, middle), (4, 0), textcoords="offset points",
+                          va="center_baseline", color=INK, fontsize=8)  # fmt: skip
+    if math.isfinite(row.chance):
+        axes.plot([row.chance] * 2, [top - 0.03, top + 0.17 * len(kinds) + 0.03], color=TEXT, linewidth=1.3)
+
+
+def _svg(canvas: FigureCanvasSVG) -> str:
+    buffer = io.StringIO()
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     return _inline(buffer.getvalue())
 
 
@@ -83,6 +130,11 @@ def _points(axes: Axes, curve: Curve, colour: str) -> None:
     """Evaluations: marks, and a thin line that only guides the eye."""
     x, y = np.asarray(curve.x), np.asarray(curve.y)
     known = np.isfinite(y)
+    if curve.guide:
+        axes.plot(x[known], y[known], color=colour, linewidth=1.4, linestyle=(0, (1, 1.6)))
+        if known.sum() == 1:
+            axes.plot(x[known], y[known], "_", color=colour, markersize=9)
+        return
     axes.plot(x[known], y[known], color=colour, linewidth=1.2, linestyle="-" if curve.mark else (0, (4, 2)))
     alone = np.ones(len(x), dtype=bool) if known.sum() <= MARKS else _alone(y)
     axes.plot(x[alone], y[alone], "o", color=colour, markersize=5 if curve.mark else 3.5,
@@ -120,7 +172,11 @@ def _axes(axes: Axes, panel: Panel) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if panel.style == "stack":
         axes.margins(x=0)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    _style(axes, "y")
+
+
+def _style(axes: Axes, grid: Literal["x", "y"]) -> None:
+    axes.grid(axis=grid, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -186,6 +242,6 @@ def _inline(svg: str) -> str:
         r'\bid="(figure|axes|patch|matplotlib|xtick|ytick|line2d|text|PolyCollection|FillBetween)[^"]*"', "", rest
     )
     rest = re.sub(r"#0a0b0(\d)", r"var(--s\1)", rest)
-    for colour, name in ((INK, "faint"), (RULE, "rule"), (PAGE, "page")):
+    for colour, name in ((INK, "faint"), (RULE, "rule"), (PAGE, "page"), (TEXT, "ink")):
         rest = rest.replace(colour, f"var(--{name})")
     return f'<svg {box[0] if box else ""} role="img">{rest}'

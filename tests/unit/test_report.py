@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrl.evaluate import Picture, as_json
+from mmrl.evaluate import Picture
 from mmrl.folder import RunFolder
 from mmrl.report.change import Change, changes
 from mmrl.report.data import read_run
@@ -21,6 +21,7 @@ from mmrl.report.grid import cut_grid, save_grid, verdict
 from mmrl.report.html import write_report
 from mmrl.report.panels import Curve, Panel, constants, panels
 from mmrl.report.plot import draw
+from mmrl.report.shots import save_pictures
 
 HOSTILE = '<script>alert("x")</script> & a "red" circle'
 CONFIG = {
@@ -98,9 +99,7 @@ def fake_run(path: Path, steps: int = 120) -> RunFolder:
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines(steps, rng)))
     for step in range(0, steps + 1, 30):
         when = "before" if step == 0 else "after" if step == 120 else "during"
-        sheet = pictures(2 + step // 20, rng)
-        save_grid(sheet, folder.samples / f"{60 + step:06d}_rl_{when}.png")
-        (folder.samples / f"{60 + step:06d}_rl_{when}.json").write_text(json.dumps(as_json(sheet)))
+        save_pictures(pictures(2 + step // 20, rng), folder.samples, f"{60 + step:06d}_rl_{when}")
     if steps == 120:
         rl = {"kind": "rl", "steps": 120, "seconds": 205.0, "training_seconds": 190.0, "samples": 11520,
               "samples_per_second": 60.6, "after": {"strict": 0.33, "samples": 240}}  # fmt: skip
@@ -277,9 +276,7 @@ def test_another_png_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_text_samples_are_shown_as_text(tmp_path: Path) -> None:
     folder = fake_run(tmp_path, steps=30)
     for path in folder.samples.glob("*.json"):
-        shown = [Picture("how many?", None, "<b>seven</b>", {"exact": 1.0})]
-        save_grid(shown, path.with_suffix(".png"))
-        path.write_text(json.dumps(as_json(shown)))
+        save_pictures([Picture("how many?", None, "<b>seven</b>", {"exact": 1.0})], folder.samples, path.stem)
     page = write_report(folder).read_text()
     assert "<pre>&lt;b&gt;seven&lt;/b&gt;</pre>" in page
 

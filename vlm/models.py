@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import PositiveInt, model_validator
 
 from mmrl.errors import UserError
+from mmrl.vlm.media import FrameRule, bounds_whole_videos
 from mmrl.vlm.policy import DType, VlmPolicy
 
 
@@ -21,7 +23,8 @@ class Vlm(VlmPolicy):
     """The model's attention: sdpa, eager, flash_attention_2 ..."""
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    """Bounds of a picture's size after resizing, in pixels; default: the processor's own."""
+    """Bounds of the size of a picture and of every frame of a video after resizing, in pixels; default: the processor's own.
+    What it allows all frames of a video together stays as it is, and may make them smaller."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for sources that you trust."""
 
@@ -29,6 +32,10 @@ class Vlm(VlmPolicy):
     def _bounds_fit(self) -> Vlm:
         check_bounds(self.min_pixels, self.max_pixels)
         return self
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        return replace(super().frame_rule, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
 
     def make_model(self, device: torch.device) -> tuple[Any, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -78,7 +85,8 @@ def check_bounds(least: int | None, most: int | None) -> None:
 
 
 def set_bounds(processor: Any, least: int | None, most: int | None) -> None:
-    """Bound the number of pixels that a processor resizes pictures to. Raises UserError when it sizes them otherwise."""
+    """Bound the number of pixels that a processor resizes pictures to, and frames of videos where it bounds each of them
+    (where it bounds all of a video's together, `FrameRule` does it). Raises UserError when it sizes pictures otherwise."""
     if least is None and most is None:
         return
     own = processor.image_processor
@@ -90,9 +98,23 @@ def set_bounds(processor: Any, least: int | None, most: int | None) -> None:
             f"min_pixels and max_pixels do not apply to {type(own).__name__}, which does not size pictures by their number of "
             "pixels; leave them out"
         )
+    _resize(own, least, most)
+    video = getattr(processor, "video_processor", None)
+    if video is not None and not bounds_whole_videos(video):
+        _resize(video, least, most)
+    elif video is not None and most is not None and dict(video.size).get("shortest_edge"):
+        # else two small frames would be enlarged beyond the bound until both together have the least of a video
+        video.size = type(video.size)(
+            **{**dict(video.size), "shortest_edge": min(video.size["shortest_edge"], most // 2)}
+        )
+
+
+def _resize(processor: Any, least: int | None, most: int | None) -> None:
+    size = processor.size
     found = {"shortest_edge": least or size["shortest_edge"], "longest_edge": most or size["longest_edge"]}
     if found["shortest_edge"] > found["longest_edge"]:
+        kind = "frames" if "Video" in type(processor).__name__ else "pictures"
         raise UserError(
-            f"min_pixels {found['shortest_edge']} is more than max_pixels {found['longest_edge']} (of the processor)"
+            f"min_pixels {found['shortest_edge']} is more than max_pixels {found['longest_edge']} (of the processor, for {kind})"
         )
-    own.size = type(own.size)(**found)
+    processor.size = type(size)(**found)

@@ -16,7 +16,17 @@ from mmrl.errors import UserError
 from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
 from mmrl.vlm.encoded import EncodedPrompt
-from mmrl.vlm.media import FrameRule, Media, Video, load_media, pixels_of, with_pixels
+from mmrl.vlm.media import (
+    FrameRule,
+    Media,
+    Video,
+    bounds_whole_videos,
+    frame_size,
+    load_media,
+    pixels_of,
+    resized,
+    with_pixels,
+)  # fmt: skip
 from mmrl.vlm.views import Views
 
 SLOT = re.compile("(<image>|<video>)")
@@ -53,14 +63,14 @@ class PromptEncoder:
 
         Raises UserError naming the prompt for media that do not fit its text or the model's template.
         """
-        media = load_media(prompt, self.options.frames)
+        media = self.load(prompt)
         plain = self._encode(prompt, media)
         if view == "original" or not media:
             return plain
         sizes = self._sizes(plain, media)
         changed = [
             with_pixels(
-                item, self.options.views.see(view, _resized(item, size), derive_seed("view", view, seed, number))
+                item, self.options.views.see(view, _pixels(item, size), derive_seed("view", view, seed, number))
             )
             for number, (item, size) in enumerate(zip(media, sizes, strict=True))
         ]
@@ -70,6 +80,26 @@ class PromptEncoder:
                 f"prompt '{prompt.id}': the '{view}' view changes the number of vision tokens of this model"
             )
         return plain.seen_through(seen.media)
+
+    def load(self, prompt: Prompt, pixels: bool = True) -> list[Media]:
+        """See `load_media`; frames of videos within the bounds of the options where the processor does not see to that."""
+        rule = self.options.frames
+        media = load_media(prompt, rule, pixels)
+        video = getattr(self.processor, "video_processor", None)
+        if (rule.min_pixels is None and rule.max_pixels is None) or video is None or not bounds_whole_videos(video):
+            return media
+        factor = video.patch_size * video.merge_size
+        return [resized(item, frame_size(*item.frames.shape[1:3], factor, rule)) if isinstance(item, Video) else item
+                for item in media]  # fmt: skip
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt whose placeholders are expanded."""
+        return self.tokenizer(text, add_special_tokens=not self._begins(text)).input_ids
+
+    def _begins(self, text: str) -> bool:
+        """Whether the template wrote the token that begins every text, which the tokenizer would write once more."""
+        bos = self.tokenizer.bos_token
+        return bool(bos) and text.startswith(bos)
 
     def answer(self, text: str, eos_id: int) -> Tensor:
         """Token ids `(T,)` int64 of a demonstrated answer, its end included."""
@@ -125,10 +155,9 @@ class PromptEncoder:
         videos = [item for item in media if isinstance(item, Video)]
         options: dict[str, Any] = {"images": images} if images else {}
         if videos:
-            options |= {"videos": [v.frames for v in videos], "video_metadata": [_metadata(v) for v in videos],
+            options |= {"videos": [v.frames for v in videos], "video_metadata": [metadata(v) for v in videos],
                         "do_sample_frames": False}  # fmt: skip
-        bos = self.tokenizer.bos_token
-        if bos and rendered.startswith(bos):
+        if self._begins(rendered):
             options["add_special_tokens"] = False
         try:
             found = self.processor(text=[rendered], return_tensors="pt", **options)
@@ -169,16 +198,12 @@ class PromptEncoder:
         return sizes
 
 
-def _resized(item: Media, size: tuple[int, int] | None) -> np.ndarray:
-    pixels = pixels_of(item)
-    if size is None or pixels.shape[-3:-1] == size:
-        return pixels
-    frames = pixels if pixels.ndim == 4 else pixels[None]
-    scaled = [np.asarray(Image.fromarray(f).resize((size[1], size[0]), Image.Resampling.BICUBIC)) for f in frames]
-    return np.stack(scaled) if pixels.ndim == 4 else scaled[0]
+def _pixels(item: Media, size: tuple[int, int] | None) -> np.ndarray:
+    return pixels_of(item if size is None else resized(item, size))
 
 
-def _metadata(video: Video) -> Any:
+def metadata(video: Video) -> Any:
+    """What a processor is told about a video beside its frames."""
     from transformers.video_utils import VideoMetadata
 
     height, width = video.frames.shape[1:3]

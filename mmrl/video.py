@@ -1,10 +1,12 @@
-"""Video files: written with PyAV, read with decord (with PyAV where decord is missing or fails), frames spread evenly."""
+"""Video files: written with PyAV, read with torchcodec, decord or PyAV (the first that is there and can), frames spread
+evenly."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +40,8 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def open_video(path: Path, reader: str | None = None) -> VideoFile:
-    """A video file by decord, or by PyAV where decord is not installed or fails; `reader` ("decord", "av") asks for one of
-    them alone.
+    """A video file by the first of `READERS` that is installed, and by PyAV where that one fails; `reader` ("torchcodec",
+    "decord", "av") asks for one of them alone.
 
     Raises UserError that names the file: it is missing, no video, broken or empty.
     """
@@ -47,8 +49,9 @@ def open_video(path: Path, reader: str | None = None) -> VideoFile:
     if not path.is_file():
         raise UserError(f"{path} is a folder; expected a file" if path.is_dir() else f"no file {path}")
     if reader is None:
-        return _Either(path) if _installed("decord") else _PyAv(path)
-    return _Decord(path) if reader == "decord" else _PyAv(path)
+        first = next((name for name in READERS if usable(name)), "av")
+        return _PyAv(path) if first == "av" else _Either(path, READERS[first])
+    return READERS[reader](path)
 
 
 def read_video(
@@ -91,14 +94,14 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 class _Either:
-    """decord, and PyAV from its first failure on: decord 0.6 opens videos that are 16, 24, 48 or 72 pixels wide but fails
+    """A reader, and PyAV from its first failure on: decord 0.6 opens videos that are 16, 24, 48 or 72 pixels wide but fails
     on their frames."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first: Callable[[Path], VideoFile]) -> None:
         self.path = path
         self.video: VideoFile
         try:
-            self.video = _Decord(path)
+            self.video = first(path)
         except UserError:
             if not _installed("av"):
                 raise
@@ -114,6 +117,27 @@ class _Either:
                 raise
             self.video = _PyAv(self.path)
         return self.video.frames(indices)
+
+
+class _TorchCodec:
+    def __init__(self, path: Path) -> None:
+        decoders = _module("torchcodec.decoders", f"reading {path}")
+        self.path = path
+        try:
+            self.reader = decoders.VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+            self.total = int(self.reader.metadata.num_frames or 0)
+            self.fps = float(self.reader.metadata.average_fps or 0)
+        except (RuntimeError, ValueError) as error:
+            raise _no_video(path, _reason(error)) from None
+        _check_size(self)
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        _check(self, indices)
+        try:
+            found: np.ndarray = self.reader.get_frames_at(list(indices)).data.numpy()
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UserError(f"{self.path} is broken: {_reason(error)}") from None
+        return found
 
 
 class _Decord:
@@ -167,6 +191,21 @@ class _PyAv:
         return np.stack([found[number] for number in indices])
 
 
+READERS: dict[str, Callable[[Path], VideoFile]] = {"torchcodec": _TorchCodec, "decord": _Decord, "av": _PyAv}
+
+
+@functools.cache
+def usable(name: str) -> bool:
+    """Whether a reader is installed and can be imported (torchcodec cannot where FFmpeg's libraries are missing)."""
+    if not _installed(name):
+        return False
+    try:
+        importlib.import_module("torchcodec.decoders" if name == "torchcodec" else name)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
@@ -175,12 +214,12 @@ def _no_video(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is not a video that can be read: {reason}")
 
 
-def _check_size(video: _Decord | _PyAv) -> None:
+def _check_size(video: _TorchCodec | _Decord | _PyAv) -> None:
     if video.total < 1 or not video.fps > 0:
         raise _no_video(video.path, f"it has {video.total} frames at {video.fps:g} per second")
 
 
-def _check(video: _Either | _Decord | _PyAv, indices: Sequence[int]) -> None:
+def _check(video: _Either | _TorchCodec | _Decord | _PyAv, indices: Sequence[int]) -> None:
     beyond = [index for index in indices if not 0 <= index < video.total]
     if beyond:
         raise UserError(f"{video.path} has {video.total} frames; there is no frame {beyond[0]}")
@@ -202,4 +241,5 @@ def _module(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
+        name = name.partition(".")[0]
         raise UserError(f"{what} needs {name}, which is not installed: pip install {name}") from None

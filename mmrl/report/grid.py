@@ -84,7 +84,7 @@ def save_grid(pictures: Sequence[Picture], path: Path) -> None:
     cells = []
     for picture, resized in zip(pictures, images, strict=True):
         image, factor = resized or (None, 1)
-        text = wrap(picture.text or "", font, width - 12, 12)
+        text = _shortened(wrap(picture.text or "", font, width - 12, 10**6))
         right = wrap(f"right: {picture.answer}", font, width, 1) if picture.answer is not None else []
         caption = wrap(picture.prompt, bold, width, 3 if not picture.media else 5)
         cells.append(Cell(flow(picture.media, width), image, factor, text, caption, right, verdict(picture.rewards)))
@@ -142,6 +142,11 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
             last = last[:-1]
         lines = [*lines[: most - 1], last + "..."]
     return lines
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """At most 12 lines, without the middle of a long text: an answer stands at the end."""
+    return lines if len(lines) <= 12 else [*lines[:5], "...", *lines[-6:]]
 
 
 def _resize(image: Image.Image) -> tuple[Image.Image, int]:

@@ -185,7 +185,8 @@ def _by_part(stage: Stage, reward: str) -> list[Panel]:
     for found in measures(stage):
         if found.reward == reward and found.part and not found.how and "," not in found.part:
             key, _, value = found.part.partition("=")
-            keys.setdefault(key, []).append(_curve(stage.evaluations, found.key, value))
+            label = value if key == "kind" else f"{key} {value}"
+            keys.setdefault(key, []).append(_curve(stage.evaluations, found.key, label))
     return [Panel(f"Held-out {reward} by {key}", curves, style="points", share=True)
             for key, curves in keys.items() if 1 < len(curves) <= PARTS]  # fmt: skip
 

@@ -15,17 +15,36 @@ PIXELATED = 64
 """Images up to this side are embedded as they are and enlarged by the browser without smoothing."""
 PAIR_SIDE, STRIP_SIDE, WHOLE_SIDE = 256, 128, 1200
 STRIP_ROWS, STRIP_COLUMNS = 6, 8
+LONG = 900
+"""Characters of an answer from which on its middle is folded away."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A long text without its middle: an answer stands at the end."""
+
+    head: str
+    between: int
+    tail: str
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture as the page shows it. `source` is a data URI; `text` where there is no image."""
+    """A sample as the page shows it. `source` is a data URI; `text` where there is no image."""
 
     source: str | None
     pixelated: bool
     text: str | None
     verdict: Verdict
     rewards: str
+
+    @property
+    def cut(self) -> Cut | None:
+        """The text if it is too long to be shown as it is."""
+        if self.text is None or len(self.text) <= LONG:
+            return None
+        half = LONG // 2
+        return Cut(self.text[:half], len(self.text) - 2 * half, self.text[-half:])
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _bar_group(axes: Axes, top: float, row: Bars, kinds: list[tuple[str, int, fl
         if math.isfinite(value):
             axes.barh(middle, value, 0.145, color=_series(colour), alpha=alpha, linewidth=0)
             end = row.chance if value <= row.chance < value + 0.16 else value
-            axes.annotate(_per_cent(round(value, 3), None), (end, middle), (4, 0), textcoords="offset points",
+            axes.annotate(f"{100 * value:.1f}%", (end, middle), (4, 0), textcoords="offset points",
                           va="center_baseline", color=INK, fontsize=8)  # fmt: skip
     if math.isfinite(row.chance):
         axes.plot([row.chance] * 2, [top - 0.03, top + 0.17 * len(kinds) + 0.03], color=TEXT, linewidth=1.3)
@@ -166,7 +166,9 @@ def _axes(axes: Axes, panel: Panel) -> None:
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         if panel.share or panel.style in ("stack", "raw"):
-            axes.set_ylim(bottom=0, top=None if values.max() > 0 else 1)
+            axes.set_ylim(bottom=0, top=1.06 * values.max() if panel.style != "stack" and values.max() > 0 else None)
+            if values.max() <= 0:
+                axes.set_ylim(top=1)
     axes.yaxis.set_major_formatter(FuncFormatter(_per_cent if panel.share else _plain))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -35,6 +35,7 @@ class ChatExamples(RowExamples):
         beside = Beside(row.record)
         turns = read_turns(row.record[name], beside, row.where)
         asked, answer = self._exchange(without_system(turns, self.system, row.where), row.where)
+        check_closed(answer.text, f"{row.where}: the answer")
         return Sample(as_prompt(asked, beside.rest(row.where), row), text=answer.text)
 
     def _exchange(self, turns: list[Turn], where: str) -> tuple[Turn, Turn]:
@@ -75,6 +76,13 @@ def check_order(turns: Sequence[Turn], where: str) -> None:
             raise UserError(f"{where}: turn {number + 1} is the {turn.role}'s; expected the {expected}'s")
     if not turns:
         raise UserError(f"{where}: no message but the system's; expected a user's message")
+
+
+def check_closed(text: str, where: str) -> None:
+    """Raises UserError for an answer to be learned that opens <think> or <answer> and never closes it: it was cut off."""
+    for tag in ("think", "answer"):
+        if text.count(f"<{tag}>") > text.count(f"</{tag}>"):
+            raise UserError(f"{where} opens <{tag}> and never closes it; write </{tag}>, or remove the row")
 
 
 def folded(turns: Sequence[Turn]) -> Turn:

@@ -87,10 +87,10 @@ def read_content(content: Any, beside: Beside, where: str, media: bool) -> tuple
         text, found = "".join(piece for piece, _ in pieces), tuple(medium for _, own in pieces for medium in own)
     else:
         raise UserError(f"{where} says {_show(content)}; expected a text or a list of parts")
-    if not SLOT.sub("", text).strip():
-        raise UserError(f"{where} is empty; write a text, or remove the row")
     if not media and SLOT.search(text):
         raise UserError(f"{where} has {SLOT.search(text).group()}, and only a user's message may")  # type: ignore[union-attr]
+    if not SLOT.sub("", text).strip():
+        raise UserError(f"{where} is empty; write a text, or remove the row")
     return text, found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mmrl.data.chat import as_prompt, check_order, folded, without_system
+from mmrl.data.chat import as_prompt, check_closed, check_order, folded, without_system
 from mmrl.data.conversation import Beside, Turn, read_content, read_turns
 from mmrl.data.rows import Row, RowExamples
 from mmrl.errors import UserError
@@ -46,7 +46,8 @@ class PreferenceExamples(RowExamples):
         answers = [
             _answer(value, f"{row.where}: '{key}'") for value, key in ((better, self.chosen), (worse, self.rejected))
         ]
-        if answers[0] == answers[1]:
+        check_closed(answers[0], f"{row.where}: '{self.chosen}'")
+        if answers[0].split() == answers[1].split():
             raise UserError(f"{row.where}: '{self.chosen}' and '{self.rejected}' are the same text")
         return Sample(as_prompt(asked, before, row), text=answers[0], meta={"rejected": answers[1]})
 

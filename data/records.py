@@ -8,9 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mmrl.data.images import as_array
+from mmrl.data.conversation import KINDS, SLOT
+from mmrl.data.images import SUFFIXES, as_array
 from mmrl.errors import UserError
 from mmrl.rollout import Prompt
 
@@ -55,13 +57,45 @@ def prompt_of(record: Mapping[str, Any], columns: Columns, where: str, default_i
     name = record.get(columns.id)
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         raise UserError(f"{where}: '{columns.id}' is {_show(name)}; expected a string or an integer")
+    media, meta = _media(record.get(columns.media), columns.media, where, folder), _meta(record, columns, where)
+    _check_slots(text, media, columns, where)
+    _check_fps(media, meta, where)
     return Prompt(
         id=default_id if name is None else str(name),
         text=text,
-        media=_media(record.get(columns.media), columns.media, where, folder),
+        media=media,
         target=record.get(columns.target),
-        meta={**_meta(record, columns, where), "source": where},
+        meta={**meta, "source": where},
     )
+
+
+def _check_slots(text: str, media: tuple[Any, ...], columns: Columns, where: str) -> None:
+    """Raises UserError where a text says where its media stand, and has another number of these."""
+    slots = SLOT.findall(text)
+    kinds = ["image" if _is_image(item) else "video" for item in media]
+    if slots and any(slots.count(kind) != kinds.count(kind) for kind in KINDS):
+        written, there = (
+            " and ".join(f"{found.count(kind)} {left}{kind}{right}" for kind in KINDS)
+            for found, left, right in ((slots, "<", ">"), (kinds, "", "s"))
+        )
+        raise UserError(
+            f"{where}: '{columns.text}' has {written}, but '{columns.media}' holds {there}; write one for each, or none"
+        )
+
+
+def _check_fps(media: tuple[Any, ...], meta: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for frames without the time between them; a video file knows it."""
+    fps = meta.get("fps")
+    if any(not isinstance(item, str) and item.ndim == 4 for item in media) and not (
+        isinstance(fps, int | float) and not isinstance(fps, bool) and 0 < fps < float("inf")
+    ):
+        raise UserError(
+            f"{where}: a video given as frames needs its frames per second: meta.fps is {_show(fps)}; expected a number above 0"
+        )
+
+
+def _is_image(item: Any) -> bool:
+    return item.ndim == 3 if isinstance(item, np.ndarray) else Path(item).suffix.lower() in SUFFIXES
 
 
 def _meta(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:

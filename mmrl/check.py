@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,13 +12,19 @@ from mmrl.config.cross_check import trained_steps
 from mmrl.config.dump import dump, flatten
 from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load
 from mmrl.config.source import COMMAND_LINE, Path_
+from mmrl.errors import ConfigError, UserError
+from mmrl.image import SUFFIXES, read_image
 from mmrl.parity import are_replayed
+from mmrl.rollout import Prompt
 from mmrl.terminal import show_line, show_table
+from mmrl.video import open_video
 
 
-def show(config: str, overrides: Sequence[str], console: Console) -> None:
-    """Print the plan of every stage and the origin of every value. Raises ConfigError listing every problem."""
+def show(config: str, overrides: Sequence[str], console: Console, media: bool = False) -> None:
+    """Print the plan of every stage and the origin of every value; with `media` read these files too. Raises ConfigError
+    listing every problem."""
     resolved = load(config, overrides)
+    read = check_media(resolved) if media else 0
     show_line(console, f"{resolved.source.name}: policy {resolved.config.policy.name}")
     for stage in resolved.stages:
         for line in describe(stage, resolved):
@@ -31,8 +38,51 @@ def show(config: str, overrides: Sequence[str], console: Console) -> None:
             f"evaluation: {count} prompts x {evaluation.samples_per_prompt} samples = {count * evaluation.samples_per_prompt}; "
             f"held-out rewards: {held_out}",
         )
+    if media:
+        show_line(console, f"{read} pictures and videos can be read")
     rows = [(key, value, origin(key, resolved)) for key, value in flatten(dump(resolved)).items()]
     show_table(console, ("key", "value", "from"), rows)
+
+
+def check_media(resolved: Resolved) -> int:
+    """Read every picture and a frame of every video that a config trains and evaluates on; returns their number.
+
+    Raises ConfigError with one line for each that cannot be read.
+    """
+    problems: dict[str, None] = {}
+    count = 0
+    for prompt in _prompts(resolved):
+        for number, item in enumerate(prompt.media, start=1):
+            count += 1
+            try:
+                _read(item)
+            except UserError as error:
+                problems[f"{prompt.meta.get('source', prompt.id)}: medium {number}: {error}"] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return count
+
+
+def _read(item: Any) -> None:
+    if not isinstance(item, str):
+        return
+    if Path(item).suffix.lower() in SUFFIXES:
+        read_image(Path(item))
+    else:
+        video = open_video(Path(item))
+        video.frames([0, video.total - 1])
+
+
+def _prompts(resolved: Resolved) -> Iterator[Prompt]:
+    """Every prompt of every stage and of the evaluation; of examples those of a finite source."""
+    for stage in resolved.stages:
+        if isinstance(stage, ResolvedExamples):
+            samples = getattr(stage.examples.open(0), "samples", ())
+            yield from (samples[position].prompt for position in range(len(samples)))
+        elif isinstance(stage, ResolvedRL):
+            yield from stage.prompts.load()
+    if resolved.evaluation is not None:
+        yield from resolved.evaluation.prompts.load()
 
 
 def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:

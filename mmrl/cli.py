@@ -68,11 +68,15 @@ def train(
 
 
 @app.command()
-def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    media: Annotated[bool, typer.Option("--media", help="Read every picture and video of the data as well.")] = False,
+) -> None:
     """Resolve and cross-check CONFIG without loading weights: geometry, forward passes, origin of every value."""
     from mmrl.check import show
 
-    show(config, list(overrides or []), Console())
+    show(config, list(overrides or []), Console(), media)
 
 
 @app.command("list")

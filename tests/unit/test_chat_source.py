@@ -194,6 +194,11 @@ def test_a_system_message_is_refused_or_dropped(write: Write) -> None:
         ({"messages": [ASK, SAY], "images": ["z.png"]}, "/z.png, which is no file"),
         ({"messages": [ASK, SAY], "images": [3]}, "'images' holds no image"),
         ({"messages": [ASK, {"role": "assistant", "content": "<image>!"}], "images": ["a.png"]}, "message 2 has <image>, and only"),
+        ({"messages": [{"role": "system", "content": "<image>"}, ASK, SAY], "images": ["a.png"]}, "message 1 has <image>, and only"),
+        ({"messages": [ASK, {"role": "assistant", "content": "<think>x</think><answer>y"}], "images": ["a.png"]},
+         "the answer opens <answer> and never closes it; write </answer>, or remove the row"),
+        ({"messages": [ASK, {"role": "assistant", "content": "<think>x<answer>y</answer>"}], "images": ["a.png"]},
+         "the answer opens <think> and never closes it"),
         ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "message 1 has the part {'type': 'sound'}; expected"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]}, "a part of type text holds <image>"),
         ({"messages": [ASK, {"role": "assistant", "content": [{"type": "image"}]}], "images": ["a.png"]}, "message 2 has a part of type"),
@@ -233,6 +238,15 @@ def test_parts_share_no_row_and_a_stream_is_a_function_of_the_index(write: Write
     assert one.example(0).meta == {}
 
 
+def test_an_answer_may_close_what_the_chat_template_opened(write: Write) -> None:
+    said = {"role": "assistant", "content": "x</think><answer>y</answer>"}
+    assert (
+        only(ChatExamples(path=write({"messages": [{"role": "user", "content": "q"}, said]}))).text == said["content"]
+    )
+    pair = {"prompt": "q", "chosen": "<answer>y</answer>", "rejected": "<answer>y"}
+    assert only(PreferenceExamples(path=write(pair))).meta["rejected"] == "<answer>y"
+
+
 # ---- preferences
 
 
@@ -265,6 +279,8 @@ def test_preferences_under_other_names_and_after_a_longer_chat(write: Write) -> 
         ({"prompt": "a?", "chosen": "b"}, "no 'rejected' (there: prompt, chosen)"),
         ({"chosen": "b", "rejected": "c"}, "no 'prompt' (there: chosen, rejected)"),
         ({"prompt": "a?", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are the same text"),
+        ({"prompt": "a?", "chosen": "b", "rejected": "b\n"}, "'chosen' and 'rejected' are the same text"),
+        ({"prompt": "a?", "chosen": "<answer>b", "rejected": "c"}, "'chosen' opens <answer> and never closes it"),
         ({"prompt": "a?", "chosen": "b", "rejected": " "}, "'rejected' is empty"),
         ({"prompt": "a?", "chosen": 3, "rejected": "b"}, "'chosen': the messages are 3; expected a list"),
         ({"prompt": "a?", "chosen": [SAY, SAY], "rejected": "b"}, "'chosen' has 2 messages; expected one, the assistant's"),

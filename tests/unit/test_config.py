@@ -8,12 +8,15 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
 from mmrl import components
 from mmrl.catalogue import catalogue
+from mmrl.check import check_media
 from mmrl.config import load
 from mmrl.config.dump import differences, dump, flatten
 from mmrl.config.json_schema import json_schema
@@ -645,3 +648,37 @@ def test_what_is_listed_is_the_whole_paragraph() -> None:
     assert rows["txt"].startswith("One prompt per line") and rows["hf"].endswith("All rows are held in memory.")
     configs = {row["name"]: row["what"] for row in catalogue("configs")["configs"]}
     assert configs["quickstart/generative"].endswith("docs/quickstart.md has the numbers of three seeds.")
+
+
+MEDIA = """
+policy: {name: tiny_qwen3vl}
+stages:
+  rl:
+    kind: rl
+    steps: 1
+    prompts: {name: jsonl, path: rows.jsonl}
+    prompts_per_step: 2
+    group_size: 2
+    rollout: {max_new_tokens: 2}
+    rewards: {right: {name: exact}}
+    objective: {advantage: {name: group, scale: group}}
+    optimizer: {lr: 1e-4}
+"""
+
+
+def test_media_that_cannot_be_read_are_all_named_when_asked_for(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:800])
+    (tmp_path / "cut.mp4").write_bytes(b"no video")
+    rows = [{"text": "q", "target": "a", "media": name} for name in ("a.png", "cut.png", "cut.mp4")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "media.yaml").write_text(MEDIA)
+    resolved = load(str(tmp_path / "media.yaml"))
+    with pytest.raises(ConfigError) as caught:
+        check_media(resolved)
+    picture, video = str(caught.value).splitlines()
+    assert picture.startswith(f"{tmp_path / 'rows.jsonl'}:2: medium 1: {tmp_path / 'cut.png'} is broken")
+    assert video.startswith(f"{tmp_path / 'rows.jsonl'}:3: medium 1: {tmp_path / 'cut.mp4'} is not a video")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows[0]) + "\n" for _ in range(2)))
+    assert check_media(load(str(tmp_path / "media.yaml"))) == 2

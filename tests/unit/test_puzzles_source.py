@@ -374,3 +374,11 @@ def test_no_card_is_wider_than_its_sheet(sizes: list[tuple[int, int]]) -> None:
     for row in found.rows:
         assert sum(tile.image.width + 4 for tile in row) <= 252 + 4
     assert sum(max(tile.image.height for tile in row) for row in found.rows) <= 400
+
+
+def test_demonstrations_and_prompts_have_ids_of_their_own() -> None:
+    mixture = [{"kind": "jigsaw", "level": 1}]
+    shown = build("examples", {"name": "puzzles", "mixture": mixture}).open(0).example(3).prompt
+    asked = prompts(mixture=mixture).load()[3]
+    assert (shown.id, shown.meta["source"], asked.id) == ("demonstrations:3", "demonstrations:3", "puzzles:3")
+    assert asked.meta["source"] == "puzzles:3"

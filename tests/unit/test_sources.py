@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mmrl.components import build, resolve, table
+from mmrl.data.records import Columns, prompt_of
 from mmrl.errors import UserError
 from mmrl.rollout import Prompt
 
@@ -181,6 +182,62 @@ def test_hf_reads_local_data(tmp_path: Path, kind: str) -> None:
         (data if kind == "disk" else datasets.DatasetDict(train=data)).save_to_disk(path)
     prompts = load("hf", dataset=path, columns={"text": "prompt", "target": "answer"})
     assert [(p.id, p.text, p.target) for p in prompts] == [(f"{path.name}:0", "a", 1), (f"{path.name}:1", "b", 2)]
+
+
+def test_hf_data_is_looked_up_beside_the_config_first(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    path = write("rows.jsonl", {"text": "beside", "media": "a.png"})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (prompt,) = build("prompts", {"name": "hf", "dataset": "rows.jsonl"}, tmp_path).load()
+    assert (prompt.text, prompt.media, prompt.meta["source"]) == ("beside", (str(tmp_path / "a.png"),), f"{path}[0]")
+    chats = [{"role": "user", "content": "<image> q"}, {"role": "assistant", "content": "a"}]
+    write("chats.jsonl", {"messages": chats, "images": ["a.png"]})
+    stream = build("examples", {"name": "chat", "dataset": "chats.jsonl"}, tmp_path).open(0)
+    assert stream.example(0).prompt.media == (str(tmp_path / "a.png"),)
+    (elsewhere / "rows.jsonl").write_text('{"text": "here"}\n')
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert build("prompts", {"name": "hf", "dataset": "rows.jsonl"}, elsewhere).load()[0].text == "here"
+    source = build("prompts", {"name": "hf", "dataset": "owner/on-the-hub"}, tmp_path)
+    assert source.dataset == "owner/on-the-hub" and source.folder() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "media", "message"),
+    [
+        (
+            "<image> ?",
+            [],
+            "'text' has 1 <image> and 0 <video>, but 'media' holds 0 images and 0 videos; write one for each",
+        ),
+        ("<image> <image> ?", ["a.png"], "'text' has 2 <image> and 0 <video>, but 'media' holds 1 images"),
+        ("<image> ?", ["a.png", "a.png"], "'text' has 1 <image> and 0 <video>, but 'media' holds 2 images"),
+        ("<image> ?", ["v.mp4"], "'text' has 1 <image> and 0 <video>, but 'media' holds 0 images and 1 videos"),
+    ],
+)
+def test_placeholders_and_media_must_agree(
+    write: Write, tmp_path: Path, text: str, media: list[str], message: str
+) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    (tmp_path / "v.mp4").write_bytes(b"")
+    path = write("p.jsonl", {"text": "<image> ?", "media": "a.png"}, {"text": "none", "media": ["v.mp4", "a.png"]})
+    assert len(load("jsonl", path=path)) == 2
+    fails(f"{path}:2: {message}", "jsonl", path=write("p.jsonl", {"text": "ok"}, {"text": text, "media": media}))
+
+
+@pytest.mark.parametrize("fps", [None, 0, -1, True, "4", float("inf")])
+def test_frames_need_the_time_between_them(fps: Any) -> None:
+    frames = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    row = {"text": "<video> ?", "media": [frames], "meta": {} if fps is None else {"fps": fps}}
+    with pytest.raises(
+        UserError, match=r"here:3: a video given as frames needs .* meta\.fps is .*; expected a number above 0"
+    ):
+        prompt_of(row, Columns(), "here:3", "p", None)
+    assert prompt_of({**row, "meta": {"fps": 4}}, Columns(), "here:3", "p", None).media[0].shape == frames.shape
 
 
 def test_hf_images_become_arrays(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 SMALL: list[VideoMaker] = [TemporalJigsaw(size=48), TemporalAnomaly(size=48), CountingVideo(size=80)]
 EVERY = [pytest.param(maker, level, id=f"{maker.kind}-{level}") for maker in SMALL for level in maker.levels]
 USABLE = [name for name in video.READERS if video.usable(name)]
-READERS = [pytest.param(name, marks=pytest.mark.skipif(name not in USABLE, reason=f"{name} cannot be used here")) for name in video.READERS]
-    pytest.param(name, marks=pytest.mark.skipif(not video.usable(name), reason=f"{name} cannot be used here"))
+READERS = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in USABLE, reason=f"{name} cannot be used here"))
     for name in video.READERS
 ]
 

@@ -6,30 +6,35 @@ counts that are global over ranks and micro-batches, so that neither splitting c
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.advantage.history import History
 from mmrl.advantage.stats import group_stats
 from mmrl.advantage.types import Scored
 from mmrl.config.resolve import ResolvedRL, ResolvedSupervised
 from mmrl.curriculum.refill import admitted, useful
 from mmrl.curriculum.rounds import Round, Table
 from mmrl.distributed import Group, slice_of
+from mmrl.engine import UNCORRECTED, compare, correct, publish
 from mmrl.errors import RunError
 from mmrl.evaluate import summarise
 from mmrl.failures import FailureBudget
 from mmrl.meter import Meter
 from mmrl.objective.aggregate import Counts
 from mmrl.objective.batch import UnitBatch
-from mmrl.objective.measure import is_per_step, measure, rescore, seen_through
+from mmrl.objective.measure import is_per_step, measure, seen_through
+from mmrl.parity import are_replayed, check_parity, rescore
 from mmrl.policy import Policy
-from mmrl.reward import RewardSet
-from mmrl.rollout import FAILED, SKIPPED, Prompt, Rollout, Scores
+from mmrl.reward import RewardSet, graded
+from mmrl.rollout import FAILED, SKIPPED, Prompt, Scores
 from mmrl.sampler import GroupSampler
 from mmrl.seeding import derive_seed
 
@@ -38,8 +43,6 @@ Updates = Iterator[Iterator[Tensor] | None]
 
 LEFT_OUT = 5
 """How many of the prompts that are left out are named."""
-PARITY_SAMPLES = 4
-"""Samples per rank that the start-up check replays."""
 
 
 class Work(Protocol):
@@ -102,6 +105,12 @@ class RLWork:
         self.num_steps = policy.plan_steps(stage.plan)
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
+        self.replays = are_replayed(section.old_log_probs, policy)
+        self.history = History() if stage.objective.advantage.remembers else None
+        self.slow: Any = policy if stage.objective.follows is not None else None
+        if self.slow is not None:
+            self.slow.keep_slow()
+        self.token: str | None = None
         self.parity_checked = False
         self.scored = False
         self.warned: set[str] = set()
@@ -111,43 +120,57 @@ class RLWork:
         meter.set({"epoch": self.sampler.epoch(self.draws.index)})
         steps = objective.plan_steps(self.num_steps, step, derive_seed(self.seed, self.stage.name, "steps"))
         progress = step / section.steps
-        rounds, scored = self._rounds(steps, progress, meter)
+        if hasattr(self.policy, "publish"):
+            with meter.time("rollout"):
+                publish(self.policy, f"{self._token()}-{step + 1}", self.group)
+        rounds, scored = self._rounds(steps, step, meter)
         advantage = objective.advantages(scored)
+        if self.history is not None:
+            self.history.add(scored)
         keep = objective.selected(advantage, scored)
         meter.set(_advantage_stats(advantage, keep))
         self._choose_steps(rounds, steps, keep)
         for part in rounds:
             if not self.parity_checked:
-                self._check_parity(part.rollout, part.train)
-        self._correct(rounds, meter)
+                self._check_parity(part)
         lengths = self._lengths(rounds)
         # with a refill only what is kept is spread over the updates: which groups are useless is known only now
         order = torch.arange(len(keep)) if section.curriculum.refill is None else torch.as_tensor(keep).cumsum(0) - 1
         part_of = order % section.updates_per_rollout
-        for _ in range(section.epochs):
-            for number in range(section.updates_per_rollout):
-                inside = part_of == number
-                size = {view: length * inside for view, length in lengths.items()}
-                if not objective.has_signal(advantage, size["original"][:, None] > 0):
-                    yield None
-                    continue
-                counts = {view: Counts(int(own.sum()), int((own > 0).sum())) for view, own in size.items()}
-                yield self._losses(rounds, inside, advantage, counts, progress, meter)
+        parts = [part_of == number for number in range(section.updates_per_rollout)]
+        self._rescore(rounds, parts, meter)
+        self._compare(rounds, meter)
+        for number in range(self.updates_per_step):
+            inside = parts[number % len(parts)]
+            size = {view: length * inside for view, length in lengths.items()}
+            counts = {view: Counts(int(own.sum()), int((own > 0).sum())) for view, own in size.items()}
+            signal = objective.has_signal(advantage, size)
+            yield self._losses(rounds, inside, advantage, counts, progress, meter) if signal else None
+            self._follow(step * self.updates_per_step + number + 1)
 
-    def _rounds(self, steps: Tensor, progress: float, meter: Meter) -> tuple[list[Round], Scored]:
+    def _follow(self, done: int) -> None:
+        """Move the slow copy of the weights where `done` updates of the stage are made and it is its turn."""
+        how = self.objective.follows
+        if how is not None and done % how.every == 0:
+            self.slow.follow(how.decay)
+
+    def _rounds(self, steps: Tensor, step: int, meter: Meter) -> tuple[list[Round], Scored]:
         """The rollouts of a step and what the advantages see of them, from rewards gathered from all ranks: every rank
         takes the same decision about another round."""
         refill, wanted = self.stage.section.curriculum.refill, self.stage.section.prompts_per_step
         rounds: list[Round] = []
         tables: list[Table] = []
         while True:
-            part = self._draw(steps, progress, sum(len(one.draws) for one in rounds), meter)
+            part = self._draw(steps, step, sum(len(one.draws) for one in rounds), meter)
             rounds.append(part)
             tables.append(self._score(part, wanted * len(tables), meter))
             table = Table.join(tables)
             scores = Scores(self.rewards.names, table.values, table.status)
             total = self.rewards.total(scores, table.group)
-            scored = self.objective.shaped(table.scored(total, self.rewards.names, self.rewards.weights))
+            raw = table.scored(total, self.rewards.names, self.rewards.weights)
+            if self.history is not None:
+                raw = replace(raw, extra={**raw.extra, **self.history.look_up(raw)})
+            scored = self.objective.shaped(raw)
             if refill is None:
                 break
             groups = len(useful(scored, refill.low, refill.high))
@@ -156,27 +179,29 @@ class RLWork:
                 meter.set({"refill/rounds": float(len(rounds)), "refill/groups": float(min(groups, wanted))})
                 break
         self._report(table, total, scored, meter)
+        meter.set(self.objective.metrics(raw))
         self.samples_per_step = len(total)
         return rounds, scored
 
-    def _draw(self, steps: Tensor, progress: float, start: int, meter: Meter) -> Round:
+    def _draw(self, steps: Tensor, step: int, start: int, meter: Meter) -> Round:
         section, objective = self.stage.section, self.objective
-        draws = objective.branched(next(self.draws), progress)
+        draws = objective.branched(next(self.draws), step / section.steps)
         mine = slice_of(len(draws), self.group.rank, self.group.world)
         with meter.time("rollout"):
             rollout = self.policy.rollout(draws[mine], self.stage.plan, steps)
-            if any(draw.view != "original" for draw in draws):
-                rescore(self.policy, rollout, section.micro_batch)
         for name, value in rollout.stats.items():
             meter.add(f"rollout/{name}", value * len(rollout), len(rollout))
-        with meter.time("measure") if objective.measures else nullcontext():
-            measured = measure(objective.measures, self.policy, rollout, steps, section.micro_batch)
+        names = objective.measures(step)
+        with meter.time("measure") if names else nullcontext():
+            measured = measure(names, self.policy, rollout, steps, section.micro_batch)
         return Round(draws, mine, start, rollout, measured)
 
     def _score(self, part: Round, first_group: int, meter: Meter) -> Table:
         """Rewards and other numbers of the round's samples, gathered from all ranks."""
         with meter.time("reward"):
             scores = self.rewards.score(part.rollout.samples)
+        for name, words in graded(part.rollout.samples).items():
+            meter.metrics({f"reward/{name}/how={word}": ("sum", float(number)) for word, number in words.items()})
         extra = {name: value for name, value in part.measured.items() if not is_per_step(name)}
         table = Table.join(self.group.gather(Table.of(scores, part.rollout, extra, first_group)))
         for message in table.messages:
@@ -231,30 +256,21 @@ class RLWork:
             found[view] = torch.cat([self.group.gather_rows(one.long()) for one in own])
         return found
 
-    def _correct(self, rounds: Sequence[Round], meter: Meter) -> None:
-        """Fill in the `factor` of every round where the objective corrects for an inference engine."""
-        correction = self.objective.correction
-        if correction is None:
-            return
-        factors, sums = [], [0.0, 0.0]
-        for part in rounds:
-            rollout = part.rollout
-            if rollout.engine_log_prob is None:
-                raise RunError(
-                    "objective.correction needs the log-probs of an inference engine, and this rollout has none; "
-                    "leave it out (log-probs of the trainer's own model need no correction)"
-                )
-            factors.append(correction.factor(rollout.log_prob, rollout.engine_log_prob, rollout.mask))
-            sums = [a + b for a, b in zip(sums, correction.totals(factors[-1], rollout.mask), strict=True)]
-        everywhere = [sum(column) for column in zip(*self.group.gather(tuple(sums)), strict=True)]
-        mean = everywhere[0] / max(everywhere[1], 1.0)
-        meter.set({"correction": mean})
-        for part, factor in zip(rounds, factors, strict=True):
-            rollout = part.rollout
-            assert rollout.engine_log_prob is not None
-            kept = correction.keep(rollout.log_prob, rollout.engine_log_prob, rollout.mask)
-            meter.add("rejected", float((rollout.mask & ~kept).sum()), float(rollout.mask.sum()))
-            part.factor = factor * kept / (mean if correction.normalize and mean else 1.0)
+    def _compare(self, rounds: Sequence[Round], meter: Meter) -> None:
+        """Compare and correct for an inference engine that drew the rollouts."""
+        correction, drawn_by_engine = self.objective.correction, rounds[0].rollout.engine_log_prob is not None
+        if drawn_by_engine and self.stage.section.old_log_probs != "rollout":
+            compare(rounds, self.group, meter, self._warn)
+        if drawn_by_engine and correction is None:
+            self._warn(UNCORRECTED)
+        if correction is not None:
+            correct(correction, rounds, self.group, meter)
+
+    def _token(self) -> str:
+        """What tells the weights of this stage of this run from those of any other."""
+        if self.token is None:
+            self.token = self.group.broadcast(secrets.token_hex(4))
+        return self.token
 
     def _warn(self, message: str) -> None:
         """Say a thing once, and not more than 20 things."""
@@ -262,30 +278,25 @@ class RLWork:
             self.warned.add(message)
             self.say(message)
 
-    def _check_parity(self, rollout: Rollout, train: Tensor) -> None:
-        """Replay a few samples at every trained step with unchanged weights: the ratio must be 1."""
-        worst, where = 0.0, "no step"
-        few = train & (train.any(1).cumsum(0) <= PARITY_SAMPLES)[:, None]
-        for chunk in self.policy.chunks(rollout, few, self.stage.section.micro_batch):
-            with torch.no_grad():
-                new = self.policy.replay(rollout, chunk).log_prob.float().cpu()
-            off = (torch.exp(new - chunk.take(rollout.log_prob)) - 1).abs()
-            off = off.masked_fill(~chunk.take(few), 0.0).nan_to_num(nan=float("inf"))
-            row, column = divmod(int(off.argmax()), off.shape[1])
-            if float(off.max()) > worst:
-                worst = float(off.max())
-                where = f"sample {int(chunk.rows[row])}, step {int(chunk.steps[row, column])} of rank {self.group.rank}"
-        found = self.group.gather((worst, where, bool(few.any())))
-        worst, where, _ = max(found)
-        tolerance = self.stage.parity_tolerance
-        if worst > tolerance:
-            raise RunError(
-                f"start-up parity: the replay of the first rollout gives |ratio - 1| = {worst:.2e} at {where}, allowed is "
-                f"{tolerance:.0e} (parity_tolerance): rollout and replay do not run the same model (dtype, dropout, padding?)"
-            )
-        self.parity_checked = any(checked for _, _, checked in found)
-        if self.parity_checked:
-            self.say(f"start-up parity: max |ratio - 1| = {worst:.1e} (allowed {tolerance:.0e})")
+    def _check_parity(self, part: Round) -> None:
+        stage, policy, micro_batch = self.stage, self.policy, self.stage.section.micro_batch
+        line = check_parity(policy, self.group, part.rollout, part.train, micro_batch, stage.parity_tolerance)
+        if line is not None:
+            self.parity_checked = True
+            self.say(line)
+
+    def _rescore(self, rounds: Sequence[Round], parts: Sequence[Tensor], meter: Meter) -> None:
+        """Replay the old log-probs of trained samples where those of the rollout are not those of the update's code and view.
+        Samples are cut into `parts (N,)` as the updates cut them, so that both run alike to the last bit."""
+        again = [
+            torch.tensor([self.replays or draw.view != "original" for draw in one.rollout.draws], dtype=torch.bool)
+            for one in rounds
+        ]
+        with meter.time("measure") if any(rows.any() for rows in again) else nullcontext():
+            for one, rows in zip(rounds, again, strict=True):
+                for inside in parts:
+                    wanted = rows & one.train.any(1).cpu() & inside[one.rows]
+                    rescore(self.policy, one.rollout, wanted, self.stage.section.micro_batch)
 
     def _losses(
         self,
@@ -316,15 +327,18 @@ class RLWork:
                         with torch.set_grad_enabled((view, model) in objective.gradients):
                             others[view, model] = policy.replay(rollout, chunk, view, model)
                     out = policy.replay(rollout, chunk)
-                    batch = UnitBatch.of(chunk, rollout.log_prob, own, weight, step_weight, seen, progress)
+                    batch = UnitBatch.of(chunk, rollout.log_prob, own, weight, step_weight, seen, progress, part.measured)
                     loss, metrics = objective.loss(out, batch.to(out.log_prob.device), others, policy.divergence)
                     meter.metrics(metrics)
                     yield loss
 
     def state(self) -> dict[str, Any]:
-        return {"sampler": self.draws.state(), "budget": self.budget.state()}
+        found = {"sampler": self.draws.state(), "budget": self.budget.state()}
+        return found if self.history is None else {**found, "history": self.history.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        if self.history is not None:
+            self.history = History.from_state(state["history"])
         self.draws.load_state(state["sampler"])
         self.budget.load_state(state["budget"])
         self.scored = True

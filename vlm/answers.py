@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmrl.rollout import Chunk, Draw, StepOutput
 from mmrl.vlm.distribution import TokenDistributions
-from mmrl.vlm.engine import Engine
 from mmrl.vlm.payload import Asked, Payload, Seen, batches
+from mmrl.vlm.runner import Runner
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Written:
 
 
 def write(
-    engine: Engine, model: Any, draws: Sequence[Draw], asked: Sequence[Asked], plan: Any, eos_ids: Sequence[int], pad_id: int
+    runner: Runner, model: Any, draws: Sequence[Draw], asked: Sequence[Asked], plan: Any, eos_ids: Sequence[int], pad_id: int
 ) -> Written:  # fmt: skip
     """Answer every prompt of `asked`, at most `plan.micro_batch` samples at a time; sample i draws from `draws[i].seed`."""
     assert [row for one in asked for row in one.rows] == list(range(len(draws)))
@@ -36,7 +36,7 @@ def write(
     for some in batches([len(one.rows) for one in asked], plan.micro_batch):
         now = [asked[i] for i in some]
         visions = [one.vision for one in now]
-        part = engine.generate(
+        part = runner.generate(
             model,
             [one.prompt for one in now],
             [len(one.rows) for one in now],
@@ -53,14 +53,14 @@ def write(
     return Written(tokens, log_probs, torch.cat(finished))
 
 
-def score(engine: Engine, model: Any, payload: Payload, seen: Seen, chunk: Chunk) -> StepOutput:
+def score(runner: Runner, model: Any, payload: Payload, seen: Seen, chunk: Chunk) -> StepOutput:
     """Log-probs and entropies `(n, s)` float32 of the chunk's steps, the prompts as in `seen`; 0 after an answer's end."""
     width = chunk.steps.shape[1]
     rows_of: dict[int, list[int]] = {}
     for place, row in enumerate(chunk.rows.tolist()):
         rows_of.setdefault(int(payload.prompt_of[row]), []).append(place)
     answers = [payload.answers[row][:width] for row in chunk.rows.tolist()]
-    scored = engine.score(
+    scored = runner.score(
         model,
         [(seen.encoded[number], [answers[place] for place in places]) for number, places in rows_of.items()],
         temperature=payload.temperature,
@@ -73,7 +73,7 @@ def score(engine: Engine, model: Any, payload: Payload, seen: Seen, chunk: Chunk
     return StepOutput(
         log_prob=wider(pad_sequence([scored.log_prob[i] for i in back], batch_first=True), width),
         entropy=wider(pad_sequence([scored.entropy[i] for i in back], batch_first=True), width),
-        dist=TokenDistributions([scored.hidden[i] for i in back], engine.output_matrix(model), payload.temperature),
+        dist=TokenDistributions([scored.hidden[i] for i in back], runner.output_matrix(model), payload.temperature),
     )
 
 

@@ -23,14 +23,18 @@ from mmrl.policy import ModelName
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 from mmrl.vlm import export
 from mmrl.vlm.answers import Written, score, wider, write
+from mmrl.vlm.checkpointing import set_checkpointing
+from mmrl.vlm.consistency import MEASURES
 from mmrl.vlm.distribution import kl_divergence
 from mmrl.vlm.encoded import EncodedPrompt
-from mmrl.vlm.engine import Engine, choose_engine
+from mmrl.vlm.engines import EngineChoice, Own
+from mmrl.vlm.lengths import prompt_length
 from mmrl.vlm.media import FrameRule
 from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, groups_of_prompts, whole_answers
 from mmrl.vlm.plan import VlmPlan, VlmSampling
 from mmrl.vlm.prompts import PromptEncoder, PromptOptions
-from mmrl.vlm.train import PART, VlmTrainSpec, vision_parts
+from mmrl.vlm.runner import Runner, choose_runner
+from mmrl.vlm.train import PART, TARGETS, VlmTrainSpec, vision_parts
 from mmrl.vlm.views import VIEWS, Views
 from mmrl.weights import Weights
 
@@ -48,8 +52,6 @@ class VlmPolicy(Component):
     flat_chunks: ClassVar[bool] = False
     """A row of a chunk is a sample with all its tokens."""
     blind_view: ClassVar[str | None] = "blank"
-    offers: ClassVar[tuple[str, ...]] = ("entropy", "branches")
-    """Beyond the protocol: replays know the entropy, and a draw may be made through its own view."""
 
     dtype: DType = "bfloat16"
     system: str | None = None
@@ -68,10 +70,12 @@ class VlmPolicy(Component):
     """Options of the views that an objective may ask for."""
     scoring: Literal["auto", "packed", "padded"] = "auto"
     """`packed` reads a prompt once for all of its answers (Qwen2-VL, Qwen2.5-VL, Qwen3-VL); `padded` works with any model."""
+    engine: EngineChoice = Own()
+    """What writes the answers of rollouts; evaluation is always written by the policy's own model."""
 
     _model: Any = PrivateAttr(default=None)
     _encoder: PromptEncoder | None = PrivateAttr(default=None)
-    _engine: Engine | None = PrivateAttr(default=None)
+    _runner: Runner | None = PrivateAttr(default=None)
     _weights: Weights | None = PrivateAttr(default=None)
 
     @field_validator("template")
@@ -84,10 +88,20 @@ class VlmPolicy(Component):
     # -- before any weight is loaded
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        """Beyond the protocol: replays know the entropy, a draw may be made through its own view, what `measure` gives, and an
+        engine's log-probs beside the policy's own."""
+        return ("entropy", "branches", *MEASURES, *(("engine_log_prob",) if self.engine.separate else ()))
+
+    @property
+    def exact_log_probs(self) -> bool:
+        """Writing and scoring add up in another order, which half precision shows; an engine has kernels of its own."""
+        return self.dtype == "float32" and not self.engine.separate
+
+    @property
     def replay_tolerance(self) -> float:
-        """How far the ratio of an unchanged model may be from 1: writing and scoring add up in another order, which half
-        precision shows."""
-        return 1e-4 if self.dtype == "float32" else 0.1
+        """How far the ratio of an unchanged model may be from 1: every ratio in float32, their mean elsewhere."""
+        return 1e-4 if self.exact_log_probs else 0.1 if self.engine.separate else 0.02
 
     def plan_steps(self, plan: Any) -> int:
         """S, the most tokens of an answer."""
@@ -117,7 +131,8 @@ class VlmPolicy(Component):
         frozen = [name for name, on in (("vision tower", train.freeze_vision), ("merger", train.freeze_merger)) if on]
         without = f", without the {' and the '.join(frozen)}" if frozen else ""
         if train.mode == "lora":
-            return f"a LoRA of rank {train.rank} (alpha {train.alpha}) on {', '.join(train.targets)}{without}"
+            whose = "the language model's " if train.targets == TARGETS else ""
+            return f"a LoRA of rank {train.rank} (alpha {train.alpha}) on {whose}{', '.join(train.targets)}{without}"
         return (f"{', '.join(train.parameters)}" if train.parameters else "all weights") + without
 
     def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
@@ -130,17 +145,24 @@ class VlmPolicy(Component):
     def make_model(self, device: torch.device) -> tuple[Any, Any]:
         """Model and processor of these options, on `device`."""
 
+    @property
+    def frame_rule(self) -> FrameRule:
+        """What is seen of a video."""
+        return FrameRule(self.fps, self.min_frames, self.max_frames)
+
     def load(self, device: str | torch.device) -> None:
         """Load (or make) the model. Raises UserError when it cannot be loaded."""
         model, processor = self.make_model(torch.device(device))
         self._model = model.eval().requires_grad_(False)
-        rule = FrameRule(self.fps, self.min_frames, self.max_frames)
-        self._encoder = PromptEncoder(processor, PromptOptions(self.system, self.template, self.chat, rule, self.views))
-        self._engine = choose_engine(self._model, self.scoring)
+        options = PromptOptions(self.system, self.template, self.chat, self.frame_rule, self.views)
+        self._encoder = PromptEncoder(processor, options)
+        self._runner = choose_runner(self._model, self.scoring)
         self._weights = Weights({PART: self._model})
 
     def check_loaded(self, train: Any | None, plan: Any | None) -> None:
         """Raises UserError when the patterns or LoRA targets of `train`, or the length of `plan`, do not fit the model."""
+        if train is not None and plan is not None:
+            self.engine.check()
         if train is not None:
             chosen = self.weights.select(train.choice(self.model))
             head = self.model.get_output_embeddings()
@@ -163,8 +185,8 @@ class VlmPolicy(Component):
         return _loaded(self._encoder)
 
     @property
-    def engine(self) -> Engine:
-        return _loaded(self._engine)
+    def runner(self) -> Runner:
+        return _loaded(self._runner)
 
     @property
     def weights(self) -> Weights:
@@ -189,10 +211,10 @@ class VlmPolicy(Component):
         return bool(parts) and not any(p.requires_grad for part in parts for p in part.parameters())
 
     def fits(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
-        """The prompts of at most `max_prompt_tokens`, and the lengths of the others by id. Reads every prompt's media."""
+        """The prompts of at most `max_prompt_tokens`, and the lengths of the others by id."""
         if self.max_prompt_tokens is None:
             return list(prompts), {}
-        lengths = {prompt.id: len(self.encoder.encode(prompt)) for prompt in prompts}
+        lengths = {prompt.id: prompt_length(self.encoder, prompt) for prompt in prompts}
         kept = [prompt for prompt in prompts if lengths[prompt.id] <= self.max_prompt_tokens]
         return kept, {id: length for id, length in lengths.items() if length > self.max_prompt_tokens}
 
@@ -212,16 +234,18 @@ class VlmPolicy(Component):
         )
         asked = [Asked(rows, self._seen(payload, view), number)
                  for number, group in enumerate(groups) for view, rows in by_view(draws, group)]  # fmt: skip
-        written = self._write(draws, asked, plan)
+        written = self.engine.write(self, draws, asked, plan)
         payload.answers = written.tokens
         mask = pad_sequence([torch.ones(len(own), dtype=torch.bool) for own in written.log_probs], batch_first=True)
+        log_prob = pad_sequence(written.log_probs, batch_first=True)
         return Rollout(
             draws=draws,
             samples=self._samples(draws, written),
             group=torch.tensor([draw.group for draw in draws]),
-            log_prob=pad_sequence(written.log_probs, batch_first=True),
+            log_prob=log_prob,
             mask=mask,
             payload=payload,
+            engine_log_prob=log_prob.clone() if self.engine.separate else None,
             stats={
                 "tokens": float(mask.sum(1).float().mean()),
                 "finished": float(written.finished.float().mean()),
@@ -238,11 +262,16 @@ class VlmPolicy(Component):
         first = [draws[group[0]] for group in groups]
         seen = Seen([self._encode(draw.prompt, view, draw.group_seed) for draw in first])
         asked = [Asked(group, seen, number) for number, group in enumerate(groups)]
-        return self._samples(draws, self._write(draws, asked, plan))
+        return self._samples(draws, self.write(draws, asked, plan))
 
-    def _write(self, draws: Sequence[Draw], asked: Sequence[Asked], plan: Any) -> Written:
+    def publish(self, version: str, writes: bool) -> None:
+        """See `mmrl.policy.Policy`."""
+        self.engine.publish(self, version, writes)
+
+    def write(self, draws: Sequence[Draw], asked: Sequence[Asked], plan: Any) -> Written:
+        """Answers of the policy's own model to every prompt of `asked`, which covers `draws` in order."""
         with self._autocast():
-            return write(self.engine, self.model, draws, asked, plan, self.eos_ids, self._pad_id)
+            return write(self.runner, self.model, draws, asked, plan, self.eos_ids, self._pad_id)
 
     @property
     def _pad_id(self) -> int:
@@ -274,15 +303,22 @@ class VlmPolicy(Component):
     def replay(self, rollout: Rollout, chunk: Chunk, view: str = "original", model: ModelName = "policy") -> StepOutput:
         """Log-probs and entropies `(n, s)` of the stored tokens, 0 after an answer's end; `dist` holds the distributions.
 
-        The reference runs without gradient. A prompt without media looks the same through every view (see `has_view`).
-        Raises UserError for an unknown view.
+        The reference and the slow copy ("ema") run without gradient. A prompt without media looks the same through every
+        view (see `has_view`). Raises UserError for an unknown view.
         """
         _check_view(view)
+        if model == "ema":
+            with torch.no_grad(), self.weights.as_slow() as modules:
+                return self._score(modules[PART], rollout.payload, chunk, view)
         if model == "reference":
             self._seen(rollout.payload, view)  # made by the policy: inside, a LoRA on the tower is off and looks frozen
             with torch.no_grad(), self.weights.as_reference() as modules:
                 return self._score(modules[PART], rollout.payload, chunk, view)
         return self._score(self.model, rollout.payload, chunk, view)
+
+    def measure(self, name: str, rollout: Rollout, micro_batch: int) -> Tensor:
+        """A number of each sample `(n,)`, NaN where there is none; see `mmrl.vlm.consistency`."""
+        return MEASURES[name](self, rollout, micro_batch)
 
     def divergence(self, p: StepOutput, q: StepOutput, norm: str = "full") -> Tensor:
         """KL(p || q) over the whole vocabulary, `(n, s)` with gradient through both, 0 after an answer's end."""
@@ -294,13 +330,16 @@ class VlmPolicy(Component):
     def _score(self, model: Any, payload: Payload, chunk: Chunk, view: str) -> StepOutput:
         seen = self._seen(payload, view)
         with self._autocast():
-            return score(self.engine, model, payload, seen, chunk)
+            return score(self.runner, model, payload, seen, chunk)
 
     def _seen(self, payload: Payload, view: str) -> Seen:
         """The prompts of a rollout through `view`, made once; features of their pictures too where vision is frozen."""
         if view not in payload.seen:
             encoded = [self._encode(p, view, seed) for p, seed in zip(payload.prompts, payload.seeds, strict=True)]
-            payload.seen[view] = Seen(encoded, self._features(encoded))
+            features = self._features(encoded)
+            if features is not None:
+                encoded = [one.without_pixels() for one in encoded]
+            payload.seen[view] = Seen(encoded, features)
         return payload.seen[view]
 
     @torch.no_grad()
@@ -308,12 +347,12 @@ class VlmPolicy(Component):
         if not self.vision_is_frozen:
             return None
         with self._autocast():
-            return self.engine.encode_vision(self.model, encoded)
+            return self.runner.encode_vision(self.model, encoded)
 
     def _encode(self, prompt: Prompt, view: str = "original", seed: int = 0) -> EncodedPrompt:
+        """The tokens on the device; pixels stay on the CPU until the model looks at them."""
         found = self.encoder.encode(prompt, view, seed)
-        media = {name: value.to(self.device) for name, value in found.media.items()}
-        return replace(found, input_ids=found.input_ids.to(self.device), kinds=found.kinds.to(self.device), media=media)
+        return replace(found, input_ids=found.input_ids.to(self.device), kinds=found.kinds.to(self.device))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Weights that are trained in full are float32; the forward pass stays in the model's own dtype."""
@@ -364,7 +403,7 @@ class VlmPolicy(Component):
             groups.append((prompt, [answer.to(self.device)]))
         visions = self._features([prompt for prompt, _ in groups])
         with self._autocast():
-            scored = self.engine.score(self.model, groups, temperature=1.0, visions=visions)
+            scored = self.runner.score(self.model, groups, temperature=1.0, visions=visions)
         return torch.stack([-log_prob.mean() for log_prob in scored.log_prob])
 
     # -- stages, checkpoints, files
@@ -372,6 +411,13 @@ class VlmPolicy(Component):
     def prepare(self, train: Any, reference: bool) -> None:
         """Start a stage. An earlier LoRA is merged; what later stages do not train keeps its last values."""
         self.weights.prepare(train.choice(self.model), reference)
+        set_checkpointing(self.model, train.gradient_checkpointing)
+
+    def keep_slow(self) -> None:
+        self.weights.keep_slow()
+
+    def follow(self, decay: float) -> None:
+        self.weights.follow(decay)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.weights.trainable()

@@ -67,19 +67,30 @@ class PromptEncoder:
         plain = self._encode(prompt, media)
         if view == "original" or not media:
             return plain
-        sizes = self._sizes(plain, media)
-        changed = [
-            with_pixels(
-                item, self.options.views.see(view, _pixels(item, size), derive_seed("view", view, seed, number))
-            )
-            for number, (item, size) in enumerate(zip(media, sizes, strict=True))
-        ]
-        seen = self._encode(prompt, changed)
+        seen = self._encode(prompt, self._through(view, seed, media, plain))
         if not torch.equal(seen.input_ids, plain.input_ids):
             raise UserError(
                 f"prompt '{prompt.id}': the '{view}' view changes the number of vision tokens of this model"
             )
         return plain.seen_through(seen.media)
+
+    def conversation(
+        self, prompt: Prompt, view: str = "original", seed: int = 0
+    ) -> tuple[list[dict[str, Any]], list[Media]]:
+        """What `encode` reads before any template: the messages, and their media in order, seen through `view`."""
+        media = self.load(prompt)
+        if view != "original" and media:
+            media = self._through(view, seed, media, self._encode(prompt, media))
+        return self._messages(prompt, media), media
+
+    def _through(self, view: str, seed: int, media: Sequence[Media], plain: EncodedPrompt) -> list[Media]:
+        sizes = self._sizes(plain, media)
+        return [
+            with_pixels(
+                item, self.options.views.see(view, _pixels(item, size), derive_seed("view", view, seed, number))
+            )
+            for number, (item, size) in enumerate(zip(media, sizes, strict=True))
+        ]
 
     def load(self, prompt: Prompt, pixels: bool = True) -> list[Media]:
         """See `load_media`; frames of videos within the bounds of the options where the processor does not see to that."""
@@ -111,11 +122,8 @@ class PromptEncoder:
 
     def render(self, prompt: Prompt, media: Sequence[Media]) -> str:
         """The chat template's text, one placeholder of the model per medium."""
-        messages = [{"role": "user", "content": self._content(prompt, media)}]
-        if self.options.system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.options.system}]})
         rendered: str = self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.options.chat
+            self._messages(prompt, media), tokenize=False, add_generation_prompt=True, **self.options.chat
         )
         wanted = {"video": sum(isinstance(item, Video) for item in media)}
         wanted["image"] = len(media) - wanted["video"]
@@ -128,6 +136,12 @@ class PromptEncoder:
                     f"{rendered.count(token)} {kind} placeholders ({token}); the template does not fit this model"
                 )
         return rendered
+
+    def _messages(self, prompt: Prompt, media: Sequence[Media]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": self._content(prompt, media)}]
+        if self.options.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.options.system}]})
+        return messages
 
     def _content(self, prompt: Prompt, media: Sequence[Media]) -> list[dict[str, str]]:
         text = self.options.template.replace("{prompt}", prompt.text)

@@ -34,6 +34,11 @@ class Round:
     seen: dict[str, Tensor] = field(default_factory=dict)
 
     @property
+    def drawn(self) -> Tensor:
+        """The drawn steps `(n, S)` bool of the samples that are trained."""
+        return self.rollout.mask & self.train.any(1, keepdim=True).to(self.rollout.mask.device)
+
+    @property
     def rows(self) -> slice:
         """This rank's samples of the round among the N."""
         return slice(self.start + self.mine.start, self.start + self.mine.stop)
@@ -42,7 +47,7 @@ class Round:
 @dataclass
 class Table:
     """What was found out about samples: `values (N, K)` and `status (N, K)` of the rewards, `group (N,)`, numbers `(N,)` by
-    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), and messages."""
+    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), ids of the `prompts` (N), messages."""
 
     values: Floats
     status: Ints
@@ -50,6 +55,7 @@ class Table:
     extra: Mapping[str, Floats]
     answers: tuple[str | None, ...]
     has_answers: bool
+    prompts: tuple[str, ...]
     messages: tuple[str, ...]
 
     @classmethod
@@ -64,6 +70,7 @@ class Table:
             {"length": length} | {name: value.cpu().numpy().astype(np.float64) for name, value in extra.items()},
             tuple(None if one is None else str(one) for one in said),
             any("answer" in sample.meta for sample in rollout.samples),
+            tuple(sample.prompt.id for sample in rollout.samples),
             tuple(scores.messages),
         )
 
@@ -77,6 +84,7 @@ class Table:
             {name: np.concatenate([part.extra[name] for part in parts]) for name in parts[0].extra},
             tuple(answer for part in parts for answer in part.answers),
             any(part.has_answers for part in parts),
+            tuple(prompt for part in parts for prompt in part.prompts),
             tuple(message for part in parts for message in part.messages),
         )
 
@@ -89,5 +97,6 @@ class Table:
             weights=np.asarray(weights),
             names=names,
             answers=self.answers if self.has_answers else None,
+            prompts=self.prompts,
             extra=self.extra,
         )

@@ -2,7 +2,7 @@
 
 Names: `entropy`, the entropy of each step `(n, S)` in nats, from the rollout where it knows it; `uncertainty/VIEW`, how
 much VIEW changes what the policy says, `(n,)` in nats, of the samples drawn through VIEW and 0 for the others. Any other
-name is asked from the policy: `policy.measure(name, rollout)` gives `(n,)` numbers; it lists them in `policy.offers`.
+name is asked from the policy: `policy.measure(name, rollout, micro_batch)` gives `(n,)` numbers; it lists them in `policy.offers`.
 Shapes: n samples of this rank, S steps.
 """
 
@@ -50,7 +50,7 @@ def measure(
             found[name] = uncertainty(policy, rollout, mask, name.partition("/")[2], micro_batch)
         else:
             asked: Any = policy
-            found[name] = asked.measure(name, rollout).float().cpu()
+            found[name] = asked.measure(name, rollout, micro_batch).float().cpu()
     return found
 
 
@@ -63,7 +63,7 @@ def uncertainty(policy: Policy, rollout: Rollout, mask: Tensor, view: str, micro
     for chunk in policy.chunks(rollout, rows, micro_batch):
         raw, noisy = policy.replay(rollout, chunk), policy.replay(rollout, chunk, view)
         both = (policy.divergence(raw, noisy, "s2") + policy.divergence(noisy, raw, "s2")) / 2
-        _put(found, chunk, both)
+        put(found, chunk, both)
     return row_mean(found, rows.cpu())[:, 0]
 
 
@@ -77,26 +77,17 @@ def seen_through(policy: Policy, rollout: Rollout, view: str) -> Tensor:
     return asked(rollout, every, view).bool().cpu()
 
 
-def rescore(policy: Policy, rollout: Rollout, micro_batch: int) -> Rollout:
-    """Samples that were drawn through another view get the log-probs that they have with the original one, in place."""
-    drawn = torch.tensor([draw.view != "original" for draw in rollout.draws], dtype=torch.bool)
-    rows = rollout.mask & drawn.to(rollout.mask.device)[:, None]
-    with torch.no_grad():
-        for chunk in policy.chunks(rollout, rows, micro_batch):
-            _put(rollout.log_prob, chunk, policy.replay(rollout, chunk).log_prob)
-    return rollout
-
-
 def _entropy(policy: Policy, rollout: Rollout, mask: Tensor, micro_batch: int) -> Tensor:
     found = torch.zeros(mask.shape)
     for chunk in policy.chunks(rollout, mask, micro_batch):
         entropy = policy.replay(rollout, chunk).entropy
         if entropy is None:
             raise RunError("the entropy of each step is needed, and this policy's replay gives none")
-        _put(found, chunk, entropy)
+        put(found, chunk, entropy)
     return found.masked_fill(~mask.cpu(), 0.0)
 
 
-def _put(target: Tensor, chunk: Chunk, values: Tensor) -> None:
+def put(target: Tensor, chunk: Chunk, values: Tensor) -> None:
+    """Write a chunk's entries `values (n, s)` into `target (N, S)`."""
     rows, steps = chunk.rows.to(target.device), chunk.steps.to(target.device)
     target[rows[:, None], steps] = values.to(target)

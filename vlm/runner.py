@@ -19,7 +19,7 @@ from mmrl.vlm.fast.vision import encode_vision
 Groups = Sequence[tuple[EncodedPrompt, Sequence[Tensor]]]
 
 
-class Engine(Protocol):
+class Runner(Protocol):
     """Writes and scores answers; `visions` are what `encode_vision` gave for the prompts, or None."""
 
     name: str
@@ -79,7 +79,7 @@ class Padded:
         return None
 
 
-def choose_engine(model: Any, scoring: str) -> Engine:
+def choose_runner(model: Any, scoring: str) -> Runner:
     """Raises UserError for `packed` with a model that is not known to work so, and for encoder-decoder models."""
     if model.config.is_encoder_decoder:
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmrl.vlm.fast import attention
+from mmrl.vlm.fast.kernels import KERNELS
 from mmrl.vlm.fast.packing import Layout
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "prefix_grouper_attention.json").read_text())
@@ -25,7 +26,7 @@ def tensor(value: Any) -> Tensor:
 @pytest.mark.parametrize("fused", [True, False])
 def test_prefix_grouper_attention_and_gradients(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original pads every group to one length on the right; ours holds its real tokens alone, all prefixes first."""
-    monkeypatch.setattr(attention, "fused", lambda q: fused)
+    monkeypatch.setattr(attention, "choose", lambda q, bias: KERNELS["cpu" if fused else "plain"])
     inputs, outputs = GOLDEN["inputs"], GOLDEN["outputs"]
     info = inputs["group_info"]
     layout = Layout([group[0] for group in info], [group[1:] for group in info], torch.device("cpu"))

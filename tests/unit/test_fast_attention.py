@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from mmrl.vlm.fast import attention
-from mmrl.vlm.fast.attention import SharedAttention, attend, merge
+from mmrl.vlm.fast.attention import SharedAttention, attend
+from mmrl.vlm.fast.kernels import KERNELS, merge
 from mmrl.vlm.fast.packing import Layout, Spread
 
 G = torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(params=[True, False], ids=["fused", "products"], autouse=True)
+@pytest.fixture(params=["cpu", "plain"], autouse=True)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "fused", lambda q: request.param)
+    monkeypatch.setattr(attention, "choose", lambda q, bias: KERNELS[request.param])
 
 
 def random(*shape: int) -> Tensor:

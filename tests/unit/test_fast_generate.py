@@ -9,6 +9,7 @@ import torch
 
 from mmrl.vlm.fast import attention
 from mmrl.vlm.fast.generate import Generated, generate
+from mmrl.vlm.fast.kernels import KERNELS
 from mmrl.vlm.fast.sampling import choose, uniforms
 from mmrl.vlm.fast.score import score
 from mmrl.vlm.fast.vision import encode_vision
@@ -128,7 +129,7 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernel_of_other_devices_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     model, all_prompts = tiny("qwen3_vl"), prompts("qwen3_vl")
     expected = generate(model, all_prompts, [2] * 4, range(8), **options)
-    monkeypatch.setattr(attention, "fused", lambda q: False)
+    monkeypatch.setattr(attention, "choose", lambda q, bias: KERNELS["plain"])
     found = generate(model, all_prompts, [2] * 4, range(8), **options)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.log_prob, expected.log_prob, atol=1e-5, rtol=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmrl.errors import UserError
 from mmrl.vlm.checkpointing import set_checkpointing
 from mmrl.vlm.fast import attention, supports, vision
+from mmrl.vlm.fast.kernels import KERNELS
 from mmrl.vlm.fast.score import score
 from mmrl.vlm.fast.vision import encode_vision
 from tests.unit.fast_models import CLASSES, IMAGE, VIDEO, answer, mixed_groups, naive_log_prob, prompt, tiny
@@ -125,7 +126,7 @@ def test_vision_features_after_every_layer() -> None:
 
 
 def test_the_kernel_of_other_devices_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "fused", lambda q: False)
+    monkeypatch.setattr(attention, "choose", lambda q, bias: KERNELS["plain"])
     compare(tiny("qwen3_vl"), mixed_groups("qwen3_vl"))
 
 

@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_aten = torch.ops.aten
-
-
-def fused(q: Tensor) -> bool:
-    """Whether torch's own fused kernel is used, which gives log-sum-exps on the CPU alone; elsewhere, plain products."""
-    return q.device.type == "cpu"
+from mmrl.vlm.fast.kernels import choose, merge
 
 
 def attend(
@@ -29,62 +24,17 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """softmax(scale q k' + bias) v of shape (B, H, Q, d) and the log-sum-exp of the scores (B, H, Q) at least float32.
 
-    `q (B, H, Q, d)`, `k`, `v` (B, H, L, d), `bias (B, 1, 1, L)` with 0 or -inf; `causal` takes Q = L.
+    `q (B, H, Q, d)`, `k`, `v` (B, H, L, d), `bias (B, 1, 1, L)` with 0 or -inf; `causal` takes Q = L and no bias.
     """
-    if fused(q):
-        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
-        return out, lse
-    scores = _scores(q, k, scale, causal, bias)
-    lse = scores.logsumexp(-1)
-    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
+    return choose(q, bias).forward(q, k, v, scale, causal, bias)
 
 
 def attend_backward(
-    d_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    *,
-    causal: bool = False,
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, *, causal: bool = False,
     bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of `q`, `k` and `v`, where `out` and `lse` may be those of a union of keys of which `k` is a part."""
-    if fused(q):
-        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            d_out, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale
-        )
-    p = _scores(q, k, scale, causal, bias).sub_(lse[..., None]).exp_()
-    d_v = p.to(v.dtype).transpose(-1, -2) @ d_out
-    d_scores = wide(d_out @ v.transpose(-1, -2)) - (wide(d_out) * wide(out)).sum(-1, keepdim=True)
-    d_scores = d_scores.mul_(p).mul_(scale).to(q.dtype)
-    return d_scores @ k, d_scores.transpose(-1, -2) @ q, d_v
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` at least in float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _scores(q: Tensor, k: Tensor, scale: float, causal: bool, bias: Tensor | None) -> Tensor:
-    scores = wide(q @ k.transpose(-1, -2)) * scale
-    if bias is not None:
-        scores = scores + bias
-    if causal:
-        scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1), float("-inf"))
-    return scores
-
-
-def merge(out: Tensor, lse: Tensor, out_prefix: Tensor, lse_prefix: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two sets of keys from the attention over each: outputs (..., d), log-sum-exps (...)."""
-    share = torch.sigmoid(lse_prefix - lse).unsqueeze(-1)
-    if out.dtype == share.dtype:
-        return torch.lerp(out, out_prefix, share), torch.logaddexp(lse, lse_prefix)
-    return torch.lerp(out.to(share.dtype), out_prefix.to(share.dtype), share).to(out.dtype), torch.logaddexp(
-        lse, lse_prefix
-    )
+    return choose(q, bias).backward(d_out, q, k, v, out, lse, scale, causal, bias)
 
 
 class SharedAttention(torch.autograd.Function):

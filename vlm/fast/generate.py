@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mmrl.vlm.encoded import EncodedPrompt
-from mmrl.vlm.fast.attention import attend, merge
+from mmrl.vlm.fast.attention import attend
 from mmrl.vlm.fast.decoder import Cache, embed, positions, rope, run, run_layer
+from mmrl.vlm.fast.kernels import merge
 from mmrl.vlm.fast.ops import rms_norm
 from mmrl.vlm.fast.packing import Layout, Spread
 from mmrl.vlm.fast.parts import Parts, parts

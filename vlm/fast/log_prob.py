@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrl.vlm.fast.attention import wide
+from mmrl.vlm.fast.kernels import wide
 
 
 def linear_log_prob(

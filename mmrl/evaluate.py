@@ -120,7 +120,7 @@ def chance(prompts: Sequence[Prompt], rewards: RewardSet, group: Group, by: By =
     mine = prompts[slice_of(len(prompts), group.rank, group.world)]
     scores = rewards.score([Sample(prompt, text=guess) for prompt in mine for guess in _guesses(prompt)])
     table = _joined(group.gather((scores.values, scores.status)))
-    counts = np.array([len(_guesses(prompt)) for prompt in prompts])
+    counts = np.array([len(_guesses(prompt)) for prompt in prompts], dtype=np.int64)
     metrics: dict[str, float] = {}
     for part, rows in [("", np.ones(len(prompts), dtype=bool)), *_parts(prompts, by)]:
         if (counts[rows] > 0).all():

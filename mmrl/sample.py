@@ -38,7 +38,7 @@ def ask(texts: Sequence[str], media: Sequence[Path], file: Path | None) -> list[
         if not path.is_file():
             what = "is a folder; expected a picture or a video" if path.is_dir() else "is no file"
             raise UserError(f"--media {path} {what}")
-    shown = tuple(str(path) for path in media)
+    shown = tuple(str(path.absolute()) for path in media)
     return [Prompt(_name(text, shown), text, shown) for text in texts]
 
 
@@ -68,7 +68,7 @@ def draw(run: Path, prompts: Sequence[Prompt], seed: int, num: int, out: Path) -
     samples = policy.generate(draws, resolved.evaluation.plan)
     out.mkdir(parents=True, exist_ok=True)
     if all(sample.text is None for sample in samples):
-        return [_drawn(item, sample, out / f"{checkpoint}_{item.prompt.id}_seed{item.seed}.png")
+        return [_drawn(item, sample, out / f"{_file(f'{checkpoint}_{item.prompt.id}_seed{item.seed}')}.png")
                 for item, sample in zip(draws, samples, strict=True)]  # fmt: skip
     return _answers(draws, samples, out, checkpoint)
 
@@ -86,16 +86,22 @@ def _check(policy: Any, prompts: Sequence[Prompt], name: str) -> None:
         raise UserError(f"longer than policy.max_prompt_tokens: {named}; shorten the text or take smaller pictures")
 
 
+def _file(name: str) -> str:
+    """`name` with nothing in it that a file's name should not have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
 def _drawn(item: Draw, sample: Sample, path: Path) -> str:
+    assert sample.images, f"prompt '{item.prompt.id}' has neither text nor an image"
     Image.fromarray(sample.images[0]).save(path)
     return str(path)
 
 
 def _answers(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkpoint: str) -> list[str]:
     """Write all answers as JSON, and as a sheet with what was asked about; the answers themselves are what to say."""
-    everything = hashlib.sha256(repr([(item.prompt.id, item.prompt.text, item.seed) for item in draws]).encode())
-    stem = f"{checkpoint}_{draws[0].prompt.id}" if len({item.group for item in draws}) == 1 else checkpoint
-    path = out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem)}_{everything.hexdigest()[:6]}.json"
+    ids = list(dict.fromkeys(item.prompt.id for item in draws))
+    name = ids[0] if len(ids) == 1 else f"{len(ids)}-prompts_{hashlib.sha256(repr(ids).encode()).hexdigest()[:6]}"
+    path = out / f"{_file(f'{checkpoint}_{name}_seed{draws[0].seed}')}.json"
     said: list[str] = []
     for item, sample in zip(draws, samples, strict=True):
         prompt = item.prompt

@@ -15,13 +15,16 @@ from PIL import Image
 
 from mmrl.evaluate import Picture
 from mmrl.folder import RunFolder
+from mmrl.report.breakdown import breakdowns
 from mmrl.report.change import Change, changes
 from mmrl.report.data import read_run
 from mmrl.report.grid import cut_grid, save_grid, verdict
 from mmrl.report.html import write_report
+from mmrl.report.measures import Measure, deciding, measure
 from mmrl.report.panels import Curve, Panel, constants, panels
-from mmrl.report.plot import draw
+from mmrl.report.plot import draw, draw_bars
 from mmrl.report.shots import save_pictures
+from mmrl.tiles import Tile
 
 HOSTILE = '<script>alert("x")</script> & a "red" circle'
 CONFIG = {
@@ -295,3 +298,131 @@ def test_text_samples_are_shown_as_text(tmp_path: Path) -> None:
 def test_verdict(rewards: dict[str, float | None], state: str, label: str) -> None:
     found = verdict(rewards)
     assert (found.state, found.label) == (state, label)
+
+
+# ---- models that look
+
+
+def looking_run(path: Path) -> RunFolder:
+    """A run of a model that answers questions about pictures and videos: numbers before and after, two questions."""
+    folder = RunFolder(path)
+    rewards = {"right": {"name": "puzzle"}, "format": {"name": "puzzle"}}
+    folder.create({"policy": {"name": "vlm"}, "stages": {"rl": {"kind": "rl", "steps": 2, "rewards": rewards}}}, {})
+
+    def held_out(gain: float) -> dict[str, float]:
+        found = {"eval/right": 0.25 + gain, "eval/right/blind": 0.22, "eval/right/chance": 0.245, "eval/format": 0.9,
+                 "eval/format/blind": 0.8}  # fmt: skip
+        for part, level in (("kind=maze", 0.1), ("kind=<b>jigsaw", 0.4), ("level=1", 0.25), ("kind=maze,level=1", 0.1)):
+            found |= {f"eval/right/{part}": level + gain, f"eval/right/{part}/blind": 0.05,
+                      f"eval/right/{part}/chance": 0.07}  # fmt: skip
+        return found
+
+    steps = [{"stage": "rl", "step": n, "total": n, "reward": 0.4, "entropy": 1.5, "rollout/tokens": 30.0 + n,
+              "rollout/finished": 1.0, "zero_signal_share": 0.5, "clip_high": 0.01, "time": {}} for n in (1, 2)]  # fmt: skip
+    ends = [{"stage": "rl", "step": n, "total": n, **held_out(gain), "time": {}} for n, gain in ((0, 0.0), (2, 0.2))]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in (ends[0], *steps, ends[1])))
+    rng = np.random.default_rng(0)
+    square, *frames = (
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in (24, *[40] * 5)
+    )
+    video = [Tile(frame, f"{number}.00 s") for number, frame in enumerate(frames)]
+    for total, when, answers in ((0, "before", ("3", "yes")), (2, "after", ("4", "long " * 500 + "no"))):
+        shown = [
+            Picture("How many?", None, answers[0], {"right": float(answers[0] == "4")}, [[Tile(square)]], "4", "count · level 1"),
+            Picture("Is <video> as <image>?", None, answers[1], {"right": 0.0}, [video, [Tile(square)]], "<i>no"),
+        ]  # fmt: skip
+        save_pictures(shown, folder.samples, f"{total:06d}_rl_{when}")
+    return folder
+
+
+def test_questions_stand_with_their_pictures_and_both_answers(tmp_path: Path) -> None:
+    """Every picture and frame, the right answer, and a mark for each answer; a long one without its middle."""
+    folder = looking_run(tmp_path)
+    assert len(list((folder.samples / "media").glob("*.png"))) == 6, "equal pictures are stored once"
+    page = write_report(folder).read_text()
+    samples = page[page.index("<h2>Samples</h2>") : page.index("<h2>Curves")]
+    assert samples.count('alt="what the prompt shows"') == 7 and "<figcaption>4.00 s</figcaption>" in samples
+    assert "right answer:</span> <b>4</b>" in samples and "&lt;i&gt;no" in samples and "count · level 1" in samples
+    first = samples[: samples.index("Is &lt;video&gt;")]
+    assert first.index("<pre>3</pre>") < first.index("<pre>4</pre>")
+    assert first.count('<div class="frame wrong"') == first.count('<div class="frame right"') == 1
+    assert "Right: 0 of 2 → 1 of 2." in samples
+    assert "[… 1,602 characters …]" in samples and samples.count("long " * 500 + "no</pre>") == 1
+
+
+def test_right_answers_by_kind_and_level_with_chance_and_blind(tmp_path: Path) -> None:
+    folder = looking_run(tmp_path)
+    found = {chart.title: chart for chart in breakdowns(read_run(folder))}
+    assert list(found) == ["by kind", "by level", "by kind and level"]
+    assert [row.label for row in found["by kind"].rows] == ["all prompts", "maze", "<b>jigsaw"]
+    assert found["by kind and level"].rows[0].label == "maze, level 1"
+    whole, maze = found["by kind"].rows[:2]
+    assert (whole.before, whole.after, whole.blind, whole.chance) == (0.25, 0.45, 0.22, 0.245)
+    assert maze.after == pytest.approx(0.3) and maze.chance == 0.07
+    svg = draw_bars(found["by kind"])
+    for text in ("25.0%", "45.0%", "22.0%", "30.0%", "maze", "&lt;b&gt;jigsaw"):
+        assert text in svg, text
+    page = write_report(folder).read_text()
+    assert "after, blind" in page and "blind 22.0 % → 22.0 %, chance 24.5 %" in page and "+20.0 points" in page
+
+
+def test_parts_of_a_reward_are_no_rewards_of_their_own(tmp_path: Path) -> None:
+    data = read_run(looking_run(tmp_path))
+    assert [change.name for stage in changes(data) for change in stage.changes] == ["right", "format"]
+    held = next(panel for panel in panels(data.stages[0], []) if panel.title == "Held-out prompts")
+    assert [(curve.label, curve.guide) for curve in held.curves] == [
+        ("right", False), ("format", False), ("right, blind", True), ("right, chance", True)
+    ]  # fmt: skip
+    assert {"Entropy", "Answer length", "Groups without signal", "Clipped steps"} <= {
+        panel.title for panel in panels(data.stages[0], [])
+    }
+
+
+def test_a_generative_run_has_no_chart_of_right_answers(finished: RunFolder, page: str) -> None:
+    assert breakdowns(read_run(finished)) == [] and "Right answers" not in page
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("eval/right", Measure("right")),
+        ("eval/right/blind", Measure("right", "", "blind")),
+        ("eval/right/kind=maze,level=1/chance", Measure("right", "kind=maze,level=1", "chance")),
+        ("eval/measured/rac", Measure("measured/rac")),
+        ("eval/right/blind/failed", None),
+        ("reward/right", None),
+    ],
+)
+def test_names_of_held_out_numbers(key: str, found: Measure | None) -> None:
+    assert measure(key) == found
+    assert found is None or found.key == key
+
+
+def test_the_reward_that_decides() -> None:
+    assert deciding(["format", "right", "exact"], []) == "exact"
+    assert deciding(["format", "mine"], ["mine"]) == "mine" and deciding(["format"], []) == "format"
+    assert deciding([], []) is None
+
+
+def test_lost_pictures_of_a_prompt_are_a_note_and_no_other_file_is_opened(tmp_path: Path) -> None:
+    folder = looking_run(tmp_path)
+    next((folder.samples / "media").glob("*.png")).unlink()
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    for path in folder.samples.glob("*.json"):
+        entries = json.loads(path.read_text())
+        entries[0]["media"] = [[{"file": "../secret.png", "label": ""}], "nonsense"]
+        path.write_text(json.dumps(entries))
+    data = read_run(folder)
+    assert len([note for note in data.notes if "media/" in note]) == 1 and data.sheets[0].shots[0].media == []
+    assert "samples/../secret.png is missing or incomplete" in data.notes
+
+
+def test_a_sheet_shows_the_media_above_the_answer(tmp_path: Path) -> None:
+    """Frames with their times, enlarged by whole pixels, above the answer."""
+    frames = [Tile(Image.new("RGB", (20, 20), (10 * number, 90, 10)), f"{number}.00 s") for number in range(4)]
+    save_grid([Picture("When?", None, "a\n" * 40, {"exact": 0.0}, [frames], "1")], tmp_path / "grid.png")
+    sheet = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    places = [(14, 14), (14, 118), (134, 14), (134, 118)]  # five times as large, two rows of two, a line of text each
+    assert all((sheet[y, x] == (10 * number, 90, 10)).all() and (sheet[y + 99, x + 99] == sheet[y, x]).all()
+               for number, (y, x) in enumerate(places))  # fmt: skip
+    assert cut_grid(tmp_path / "grid.png") == [None]

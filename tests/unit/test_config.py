@@ -622,6 +622,11 @@ def test_a_users_component_by_file(config: Path, tmp_path: Path) -> None:
         BASE.replace("      dense:", "      mine: {name: 'mine.py:brightness', scale: 2.0}\n      dense:")
     )
     assert "mine" in load(str(config)).stages[1].rewards
+    config.write_text(BASE.replace("      dense:", "      mine: {name: 'mine.py:brightness'}\n      dense:"))
+    message = failure(config, "stages.rl.rewards.mine.scal=2")
+    assert message.startswith(
+        "command line: stages.rl.rewards.mine.scal=2: brightness has no option 'scal'; did you mean"
+    )
     config.write_text(BASE.replace("      dense:", "      mine: {name: 'mine.py:brightnes'}\n      dense:"))
     assert "did you mean 'brightness'" in failure(config)
 
@@ -646,6 +651,8 @@ def test_a_table_is_wrapped_on_a_terminal_alone() -> None:
 def test_what_is_listed_is_the_whole_paragraph() -> None:
     rows = {row["name"]: row["what"] for row in catalogue("prompts")["prompts"]}
     assert rows["txt"].startswith("One prompt per line") and rows["hf"].endswith("All rows are held in memory.")
+    rows = {row["name"]: row["what"] for row in catalogue("advantage")["advantage"]}
+    assert rows["ngrpo"].startswith("NGRPO: ") and rows["ngrpo"].endswith(".") and "\n" not in rows["ngrpo"]
     configs = {row["name"]: row["what"] for row in catalogue("configs")["configs"]}
     assert configs["quickstart/generative"].endswith("docs/quickstart.md has the numbers of three seeds.")
 

@@ -30,6 +30,8 @@ class Choice:
     rank: int = 32
     alpha: int = 64
     seed: int = 0
+    aside: tuple[str, ...] = ()
+    """LoRA: prefixes whose layers a target means only when it fits no other layer."""
     whole_parts: bool = False
     """Full: every weight of `parts` is float32 meanwhile, not only those that are trained (for a module that takes the
     dtype of its activations from one of its weights)."""
@@ -46,6 +48,8 @@ class Weights:
         self.choice: Choice | None = None
         self.reference: dict[str, nn.Module] = {}
         self.has_reference = False
+        self.slow: dict[str, Tensor] = {}
+        """The slow copy of what the stage trains, by name; empty where none is kept."""
         self.peft_config: Any = None
         self.dtypes: dict[nn.Parameter, torch.dtype] = {}
         self.changed: set[str] = set()
@@ -57,6 +61,8 @@ class Weights:
         Raises UserError for patterns and targets that the modules do not have."""
         chosen = self.select(choice)
         self._end_stage()
+        if reference and choice.mode == "full":  # before the weights are widened: it keeps their dtype
+            self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
         if choice.mode == "lora":
             main = self.modules[choice.parts[0]]
             self.peft_config = lora.add(main, choice.rank, choice.alpha, sorted(chosen), choice.seed)
@@ -66,8 +72,6 @@ class Weights:
                     parameter.requires_grad_(f"{part}.{name}" in chosen)
                     if parameter.requires_grad or choice.whole_parts:
                         self._to_float32(parameter)
-        if reference and choice.mode == "full":
-            self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
         self.choice, self.has_reference = choice, reference or choice.mode == "lora"
 
     def select(self, choice: Choice) -> set[str]:
@@ -75,7 +79,8 @@ class Weights:
 
         Raises UserError for patterns and targets that the modules do not have."""
         if choice.mode == "lora":
-            return set(lora.find_targets(self.modules[choice.parts[0]], choice.targets, choice.frozen))
+            main = self.modules[choice.parts[0]]
+            return set(lora.find_targets(main, choice.targets, choice.frozen, choice.aside))
         names = [
             (part, name.replace(".base_layer.", "."))
             for part in choice.parts
@@ -121,8 +126,35 @@ class Weights:
         else:
             yield {**self.modules, **self.reference}
 
+    def keep_slow(self) -> None:
+        """Keep a slow copy of what the stage trains, as it is now. Of a LoRA it is a copy of both factors."""
+        self.slow = {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """`slow <- decay slow + (1 - decay) weights`."""
+        trained = self.trainable()
+        torch._foreach_lerp_(list(self.slow.values()), [trained[name].detach() for name in self.slow], 1.0 - decay)
+
+    @contextmanager
+    def as_slow(self) -> Iterator[Mapping[str, nn.Module]]:
+        """The modules with the slow copy in place of the trained weights, which come back afterwards; nothing is copied.
+
+        For forward passes without gradient. Raises UserError when no slow copy is kept."""
+        if not self.slow:
+            raise UserError("no slow copy of the weights is kept for this stage: keep_slow() comes first")
+        trained = self.trainable()
+        own = {name: trained[name].data for name in self.slow}
+        try:
+            for name, value in self.slow.items():
+                trained[name].data = value
+            yield self.modules
+        finally:
+            for name, value in own.items():
+                trained[name].data = value
+
     def frozen_state(self) -> dict[str, Tensor]:
-        """Weights that differ from the loaded model without being trained, and the frozen reference."""
+        """Weights that differ from the loaded model without being trained, the frozen reference and the slow copy."""
         trained = set(self.trainable())
         state = {
             f"model.{part}.{name}": value.detach()
@@ -132,10 +164,10 @@ class Weights:
         }
         for part, module in self.reference.items():
             state |= {f"reference.{part}.{name}": value.detach() for name, value in module.state_dict().items()}
-        return state
+        return state | {f"slow.{name}": value for name, value in self.slow.items()}
 
     def load_frozen_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore `frozen_state`; the reference is left out where none is kept (a finished run that only samples).
+        """Restore `frozen_state`; reference and slow copy are left out where none is kept (a run that only samples).
 
         Raises UserError for tensors that this stage has no place for."""
         groups: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -143,6 +175,10 @@ class Weights:
             kind, part, name = key.split(".", 2)
             groups.setdefault((kind, part), {})[name] = value
         for (kind, part), state in groups.items():
+            if kind == "slow":
+                for name in (name for name in state if f"{part}.{name}" in self.slow):
+                    self.slow[f"{part}.{name}"].copy_(state[name])
+                continue
             if kind == "reference" and not self.reference:
                 continue
             modules: Mapping[str, nn.Module] = self.modules if kind == "model" else self.reference
@@ -161,7 +197,7 @@ class Weights:
             self.changed |= set(self.choice.parts)
         for parameter, dtype in self.dtypes.items():
             parameter.data = parameter.data.to(dtype)
-        self.reference, self.dtypes, self.choice, self.peft_config = {}, {}, None, None
+        self.reference, self.slow, self.dtypes, self.choice, self.peft_config = {}, {}, {}, None, None
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 

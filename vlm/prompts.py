@@ -100,8 +100,12 @@ class PromptEncoder:
         if (rule.min_pixels is None and rule.max_pixels is None) or video is None or not bounds_whole_videos(video):
             return media
         factor = video.patch_size * video.merge_size
-        return [resized(item, frame_size(*item.frames.shape[1:3], factor, rule)) if isinstance(item, Video) else item
-                for item in media]  # fmt: skip
+
+        def bounded(item: Video) -> Media:
+            _, height, width, _ = item.frames.shape
+            return resized(item, frame_size(height, width, factor, rule))
+
+        return [bounded(item) if isinstance(item, Video) else item for item in media]
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a rendered prompt whose placeholders are expanded."""

@@ -224,9 +224,9 @@ def disagreement(
     for got, want in zip(found, expected, strict=True):
         if got.shape != want.shape:
             return f"it gives {tuple(got.shape)} where {tuple(want.shape)} is due"
-        error = float((got.double() - want).abs().max() / want.abs().max())
-        if not error <= TOLERANCE.get(dtype, 1e-6):
-            return f"it differs from them by {error:.1g} of the largest value"
+        off = float((got.double() - want).abs().max() / want.abs().max())
+        if not off <= TOLERANCE.get(dtype, 1e-6):
+            return f"it differs from them by {off:.1g} of the largest value"
     return None
 
 

@@ -104,7 +104,8 @@ def test_the_exported_model_answers_the_same_in_plain_transformers(run: Path, tm
         ours = policy.generate([Draw(Prompt("q", question, images), 0, 0, 0, 0)], resolved.evaluation.plan)[0].text
         assert ours == theirs and ours
     wrote = mmrl_inside("sample", run, "--prompt", question, "--out", tmp_path / "wrote").stdout.split()
-    assert [Path(path).suffix for path in wrote] == [".txt"] and Path(wrote[0]).read_text() == theirs
+    assert [Path(path).suffix for path in wrote[-2:]] == [".json", ".png"]
+    assert [answer["text"] for answer in json.loads(Path(wrote[-2]).read_text())] == [theirs]
     assert "exists and is not empty" in failure("export", run, "--to", "transformers", "--out", tmp_path / "plain")
     assert "exports to: transformers, peft" in failure("export", run, "--to", "diffusers", "--out", tmp_path / "no")
 

@@ -145,7 +145,7 @@ def _in_value(loc: Sequence[str | int], value: Any, kind: str) -> Loc:
     node = value
     for place, part in enumerate(loc):
         if isinstance(node, Mapping) and part in node:
-            node = node[part]  # type: ignore[index]
+            node = node[part]
         elif isinstance(node, list | tuple) and isinstance(part, int):
             node = node[part] if part < len(node) else None
         elif node is not None and not (place == len(loc) - 1 and kind in ("missing", "complaint")):

@@ -60,7 +60,7 @@ class Named(BaseModel):
         problems.check()
         assert made is not None
         made._built = built
-        made.__dict__[cls.key] = absolute(name, base)
+        made.__dict__[cls.key] = absolute(getattr(made, cls.key), base)
         object.__setattr__(made, "__pydantic_extra__", built.model_dump(mode="json"))
         return made
 

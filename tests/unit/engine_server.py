@@ -150,7 +150,6 @@ class EngineServer:
 
 class Handler(BaseHTTPRequestHandler):
     engine: EngineServer
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
         pass

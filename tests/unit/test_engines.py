@@ -454,7 +454,7 @@ def test_options_are_checked_before_the_run(tmp_path: Path) -> None:
         load(config, ["policy.engine.url=http://192.168.0.7:8000"])
     with pytest.raises(ConfigError, match="correction tis needs log-probs reported by an inference engine"):
         load(config, ["policy.engine={kind: own}"])
-    with pytest.raises(ConfigError, match="old_log_probs: rollout takes the engine's log-probs"):
+    with pytest.raises(ConfigError, match="old_log_probs=rollout: rollout takes the engine's log-probs"):
         load(config, ["stages.rl.old_log_probs=rollout"])
     with pytest.raises(UserError, match=r"127.0.0.1:1/v1/models does not work"):
         train(config, [], resume=False)

@@ -238,7 +238,8 @@ class DenoisingPolicy(Component):
         return pairs_in_order(train, micro_batch)
 
     def replay(self, rollout: Rollout, chunk: Chunk, view: str = "original", model: ModelName = "policy") -> StepOutput:
-        """Log-probs `(n, 1)` of the stored steps; `dist` is the Transition. The reference runs without gradient.
+        """Log-probs `(n, 1)` of the stored steps; `dist` is the Transition. The reference and the slow copy ("ema") run
+        without gradient.
 
         Views: "original", "blank" (the empty caption). Raises UserError for another.
         """
@@ -246,6 +247,9 @@ class DenoisingPolicy(Component):
         if model == "reference":
             with torch.no_grad(), self.weights.as_reference() as modules, self.adapter.using(modules):
                 return self._score(rollout.payload, chunk, view, reference=True)
+        if model == "ema":
+            with torch.no_grad(), self.weights.as_slow():
+                return self._score(rollout.payload, chunk, view, reference=False)
         return self._score(rollout.payload, chunk, view, reference=False)
 
     def divergence(self, p: StepOutput, q: StepOutput, norm: str) -> Tensor:
@@ -333,6 +337,12 @@ class DenoisingPolicy(Component):
         elif network.is_gradient_checkpointing:
             network.disable_gradient_checkpointing()
         self.cache.clear()
+
+    def keep_slow(self) -> None:
+        self.weights.keep_slow()
+
+    def follow(self, decay: float) -> None:
+        self.weights.follow(decay)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.weights.trainable()

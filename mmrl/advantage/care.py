@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from mmrl.advantage.types import Floats, Ints, Scored, Shaping
+from mmrl.advantage.types import Floats, Following, Ints, Scored, Shaping
 
 LEAST_ACCURACY = 0.1
 SLACK = 0.01
@@ -37,15 +37,23 @@ def consistency_bonus(accuracy: Floats, consistency: Floats, group: Ints, weight
 
 class GrpoCare(Shaping):
     """Adds the consistency bonus to the reward. `consistency` is measured by the policy: the mean probability of the
-    answer's tokens, given the reasoning, under a slow moving average of its weights."""
+    answer's tokens, given prompt and reasoning, under a slow copy of the trained weights, which follows them by `decay`
+    every `every` optimizer steps."""
 
     weight: float = Field(default=0.5, ge=0)
+    decay: float = Field(default=0.995, ge=0, le=1)
+    """The slow copy becomes `decay` times itself plus `1 - decay` times the weights. 1: the weights the stage started with."""
+    every: int = Field(default=10, ge=1)
     accuracy: str | None = None
     """Name of the reward that says whether an answer is right; default: the total."""
 
     @property
     def measures(self) -> tuple[str, ...]:
         return ("consistency",) if self.weight else ()
+
+    @property
+    def follows(self) -> Following | None:
+        return Following(self.decay, self.every) if self.weight else None
 
     def before(self, scored: Scored) -> Scored:
         if not self.weight:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,10 @@ class Scored:
 
     Optional: `components (N, K)` float64, the single rewards behind the sum (NaN where a reward failed or does not
     apply) with `weights (K,)` and `names` (K); `log_prob (N, S)` and `mask (N, S)` of the behaviour policy. `answers` (N)
-    are the parsed answers, None where there is none. `extra` holds further numbers `(N,)` float64 by name: `length`, the
-    steps of each sample, and what the shapings asked to be measured.
+    are the parsed answers, None where there is none. `prompts` (N) are the ids of the prompts. `node (N, S)` int64 are the
+    nodes of a tree that a sample is in after each step, -1 where it is in none (see `mmrl.rollout.Tree`). `extra` holds
+    further numbers `(N,)` float64 by name: `length`, the steps of each sample, what the shapings asked to be measured, and
+    what is remembered of the prompts (see `mmrl.advantage.history`).
     Raises ValueError on unequal shapes or an infinite reward.
     """
 
@@ -41,21 +43,24 @@ class Scored:
     mask: Bools | None = None
     names: tuple[str, ...] = ()
     answers: tuple[str | None, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    node: Ints | None = None
     extra: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.reward)
         if self.reward.shape != (n,) or self.group.shape != (n,):
             raise ValueError(f"reward {self.reward.shape} and group {self.group.shape} must both be (N,)")
-        for name in ("components", "log_prob", "mask"):
+        for name in ("components", "log_prob", "mask", "node"):
             value = getattr(self, name)
             if value is not None and (value.ndim != 2 or len(value) != n):
                 raise ValueError(f"{name} {value.shape} must have {n} rows")
         for name, numbers in self.extra.items():
             if numbers.shape != (n,):
                 raise ValueError(f"{name} {numbers.shape} must be ({n},)")
-        if self.answers is not None and len(self.answers) != n:
-            raise ValueError(f"there are {len(self.answers)} answers for {n} samples")
+        for name in ("answers", "prompts"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != n:
+                raise ValueError(f"there are {len(getattr(self, name))} {name} for {n} samples")
         if np.isinf(self.reward).any():
             raise ValueError(
                 f"reward of sample {int(np.isinf(self.reward).argmax())} is infinite; NaN means unscorable"
@@ -87,8 +92,20 @@ class Scored:
         return len(self.reward)
 
 
+class Following(NamedTuple):
+    """How a slow copy of the weights follows them: every `every` optimizer steps, `slow <- decay slow + (1 - decay) w`."""
+
+    decay: float
+    every: int
+
+
 class Advantage(Component):
     """Base of the kind `advantage`."""
+
+    reads_tree: ClassVar[bool] = False
+    """`Scored.node` must be there."""
+    remembers: ClassVar[bool] = False
+    """The statistics of earlier groups of a prompt must be there, see `mmrl.advantage.history`."""
 
     def __call__(self, scored: Scored) -> Floats:
         """Advantages `(N,)`: finite everywhere, 0 for unscorable samples."""
@@ -108,6 +125,20 @@ class Shaping(Component):
         return ()
 
     @property
+    def follows(self) -> Following | None:
+        """How the slow copy of the weights moves that the measurements are made with; None when they need none."""
+        return None
+
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """Those of `measures` that are measured on held-out samples too."""
+        return ()
+
+    def due(self, step: int) -> bool:
+        """Whether `measures` are needed at `step` (from 0) of the stage."""
+        return True
+
+    @property
     def branch(self) -> str | None:
         """The view through which a share of the samples is drawn, None when all see the original."""
         return None
@@ -123,6 +154,10 @@ class Shaping(Component):
     def __call__(self, advantage: Floats, scored: Scored) -> Floats:
         """Shaped advantages `(N,)`; unscorable samples stay at 0."""
         return advantage
+
+    def metrics(self, scored: Scored) -> dict[str, float]:
+        """Numbers for the log, of a rollout or of held-out samples, from all ranks."""
+        return {}
 
     def steps(self, advantage: Tensor, measured: Mapping[str, Tensor]) -> Tensor:
         """Advantages `(n, S)` of the steps from `advantage`, `(n, 1)` or `(n, S)`, of this rank's samples, and what was

@@ -122,7 +122,10 @@ def _rl(
     built = [part for value in parts.values() for part in (value if isinstance(value, tuple) else (value,))]
     objective: Any = None
     if all(part is not None for part in built) and (spec.correction is None) == (correction is None):
-        objective = Objective(**parts, correction=correction, aggregate=spec.aggregate, max_steps=spec.max_steps)
+        try:
+            objective = Objective(**parts, correction=correction, aggregate=spec.aggregate, max_steps=spec.max_steps)
+        except UserError as error:
+            build.problem(here, str(error))
     return ResolvedRL(
         name,
         section,

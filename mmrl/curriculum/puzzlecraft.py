@@ -15,7 +15,8 @@ from mmrl.errors import UserError
 
 
 def group_weights(reward: Floats, answers: Sequence[str | None], group: Ints, power: float, floor: float) -> Floats:
-    """`4 p (1 - p) * max(d^power, floor)` of each sample's group, `(N,)` float64; 0 for unscorable samples.
+    """`4 p (1 - p) * d^power` of each sample's group, with `floor` for the last factor in a collapsed group (d = 0); `(N,)`
+    float64, 0 for unscorable samples.
 
     p is the group's mean reward (0 to 1, partial credit included), d = 1 - the share of its most frequent answer, a
     missing answer being one answer like others. Source: PuzzleCraft (arXiv 2512.14944), reconstructed.
@@ -26,7 +27,8 @@ def group_weights(reward: Floats, answers: Sequence[str | None], group: Ints, po
         if len(rows):
             p = float(reward[rows].mean())
             largest = max(Counter(answers[row] for row in rows).values())
-            weights[rows] = 4 * p * (1 - p) * max((1 - largest / len(rows)) ** power, floor)
+            dispersion = 1 - largest / len(rows)
+            weights[rows] = 4 * p * (1 - p) * (dispersion**power if dispersion else floor)
     return weights
 
 
@@ -37,7 +39,7 @@ class PuzzleCraft(Shaping):
 
     power: float = Field(default=1.0, ge=0)
     floor: float = Field(default=0.1, ge=0, le=1)
-    """What is left of the dispersion of a group with one answer."""
+    """What stands for the dispersion of a group with one answer; a small dispersion is not lifted to it."""
     strength: float = Field(default=1.0, ge=0, le=1)
     reward: str | None = None
     """Name of the reward whose mean is the difficulty; default: the total."""

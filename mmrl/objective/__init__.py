@@ -10,6 +10,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "gmpo": "mmrl.objective.sequence:Gmpo",
         "cispo": "mmrl.objective.cispo:Cispo",
         "sapo": "mmrl.objective.sapo:Sapo",
+        "archer": "mmrl.objective.archer:Archer",
+        "aspo": "mmrl.objective.aspo:Aspo",
+        "dcpo": "mmrl.objective.dcpo:Dcpo",
     },
     "term": {
         "kl": "mmrl.objective.kl:KL",

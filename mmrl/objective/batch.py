@@ -17,8 +17,8 @@ class UnitBatch:
 
     `old_log_prob` of the behaviour policy; `advantage`; `weight` from the aggregation (0 = not trained);
     `step_weight` multiplies the policy loss only. `chunk` lets errors name the sample and step of the rollout.
-    `view_weight` are the aggregation weights over the samples that look different through a view, by view; `progress` is
-    the share (0 to 1) of the stage that is done.
+    `view_weight` are the aggregation weights over the samples that look different through a view, by view; `measured` what
+    was measured of each step, by name; `progress` is the share (0 to 1) of the stage that is done.
     """
 
     old_log_prob: Tensor
@@ -28,6 +28,7 @@ class UnitBatch:
     chunk: Chunk | None = None
     view_weight: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -39,8 +40,9 @@ class UnitBatch:
         step_weight: Tensor,
         view_weight: Mapping[str, Tensor] | None = None,
         progress: float = 0.0,
+        measured: Mapping[str, Tensor] | None = None,
     ) -> UnitBatch:
-        """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` also `(N,)`."""
+        """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` also `(N,)`; of `measured` those per step."""
         old = chunk.take(old_log_prob)
         return cls(
             old_log_prob=old,
@@ -50,6 +52,7 @@ class UnitBatch:
             chunk=chunk,
             view_weight={view: chunk.take(one) for view, one in (view_weight or {}).items()},
             progress=progress,
+            measured={name: chunk.take(one) for name, one in (measured or {}).items() if one.dim() == 2},
         )
 
     def to(self, device: torch.device) -> UnitBatch:
@@ -58,7 +61,8 @@ class UnitBatch:
             name: getattr(self, name).to(device) for name in ("old_log_prob", "advantage", "weight", "step_weight")
         }
         seen = {view: one.to(device) for view, one in self.view_weight.items()}
-        return replace(self, **moved, view_weight=seen)
+        measured = {name: one.to(device) for name, one in self.measured.items()}
+        return replace(self, **moved, view_weight=seen, measured=measured)
 
     def weight_of(self, view: str) -> Tensor:
         """Aggregation weights `(n, s)` over the samples that look different through `view`; all where nothing says so."""

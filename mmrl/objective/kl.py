@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from mmrl.objective.archer import uncertain
 from mmrl.objective.batch import UnitBatch
 from mmrl.objective.terms import Divergence, Need, Replays, Term
 from mmrl.rollout import StepOutput
@@ -53,11 +54,15 @@ class KL(Term):
     """`coef * KL(policy || reference)`.
 
     `estimator: exact` asks the policy for the divergence in closed form (denoising) under `norm`: `s2` the true KL,
-    `g2` the KL times the step width (Flow-GRPO's published coefficients), `v` the squared distance of velocities.
+    `g2` the KL times the step width (Flow-GRPO's published coefficients), `v` the squared distance of velocities. With `on:
+    certain` it is 0 at the uncertain steps of a sample, those above the `quantile` of its entropies (Archer).
     """
 
     estimator: Literal["exact", "k1", "abs", "k2", "k3", "k3+"] = "k3"
     norm: Literal["s2", "g2", "v"] = "s2"
+    on: Literal["all", "certain"] = "all"
+    quantile: float = Field(default=0.8, ge=0, le=1)
+    """Read with `on: certain`."""
 
     @model_validator(mode="after")
     def _norm_is_read(self) -> KL:
@@ -69,8 +74,16 @@ class KL(Term):
     def replays(self) -> tuple[Need, ...]:
         return (REFERENCE,)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("entropy",) if self.on == "certain" else ()
+
     def value(self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence) -> Tensor:
         reference = others[REFERENCE]
         if self.estimator == "exact":
-            return divergence(out, reference, self.norm)
-        return estimate(out.log_prob, reference.log_prob, self.estimator)
+            value = divergence(out, reference, self.norm)
+        else:
+            value = estimate(out.log_prob, reference.log_prob, self.estimator)
+        if self.on == "all":
+            return value
+        return value.masked_fill(uncertain(batch.measured["entropy"], batch.mask, self.quantile), 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrl.advantage.types import Advantage, Bools, Floats, Scored, Shaping
+from mmrl.advantage.types import Advantage, Bools, Floats, Following, Scored, Shaping
 from mmrl.curriculum.selection import SelectAll, Selection
 from mmrl.errors import RunError, UserError
 from mmrl.objective import aggregate as aggregation
@@ -53,6 +53,16 @@ class Objective:
             raise UserError(
                 "aggregate seq_mean_token_sum_norm needs max_steps: the constant it divides by (the step limit)"
             )
+        valid = self.surrogate.aggregates
+        if valid is not None and self.aggregate not in valid:
+            raise UserError(
+                f"surrogate {type(self.surrogate).__name__.lower()} has one ratio per sample, which aggregate "
+                f"{self.aggregate} would count by its length over that of all samples; use {' or '.join(valid)}"
+            )
+        if len({shape.follows for shape in self.shaping} - {None}) > 1:
+            raise UserError(
+                "the shapings ask for slow copies of the weights that follow them in different ways; use one"
+            )
 
     @property
     def needs_log_prob(self) -> bool:
@@ -75,10 +85,25 @@ class Objective:
         return tuple(dict.fromkeys(view for view, _ in self.needs if view != "original"))
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """What is measured on a rollout before the advantages (see `mmrl.objective.measure`)."""
-        parts: tuple[Shaping | StepSelector, ...] = (*self.shaping, self.select)
+    def follows(self) -> Following | None:
+        """How the slow copy of the weights moves that something is measured with; None when there need be none."""
+        return next((shape.follows for shape in self.shaping if shape.follows is not None), None)
+
+    def measures(self, step: int) -> tuple[str, ...]:
+        """What is measured on the rollout of `step` (from 0) before the advantages (see `mmrl.objective.measure`)."""
+        due = [shape for shape in self.shaping if shape.due(step)]
+        terms = [term for term in self.terms if term.coef]
+        parts: list[Shaping | StepSelector | Surrogate | Term] = [*due, self.select, self.surrogate, *terms]
         return tuple(dict.fromkeys(name for part in parts for name in part.measures))
+
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """What is measured on held-out samples."""
+        return tuple(dict.fromkeys(name for shape in self.shaping for name in shape.evaluates))
+
+    def metrics(self, scored: Scored) -> dict[str, float]:
+        """What the shapings say about samples as they were scored, for the log."""
+        return {name: value for shape in self.shaping for name, value in shape.metrics(scored).items()}
 
     @property
     def reads_answers(self) -> bool:
@@ -155,12 +180,15 @@ class Objective:
         """Aggregation weights `(N, S)` float32; `counts` of the whole optimizer step over all ranks."""
         return aggregation.weights(train, self.aggregate, counts, self.max_steps)
 
-    def has_signal(self, advantage: Tensor | np.ndarray, train: Tensor) -> bool:
-        """Whether `advantage (N,)` and `train (N, S)` give any gradient: local, to be or-ed over ranks. Where no rank has
-        one the optimizer step is skipped on all of them."""
-        rows = train.any(dim=1).cpu()
-        auxiliary = any(term.coef for term in self.terms)
-        return bool((rows & (auxiliary | (torch.as_tensor(advantage).cpu() != 0))).any())
+    def has_signal(self, advantage: Floats, lengths: Mapping[str, Tensor]) -> bool:
+        """Whether an update of these samples, of all ranks, has any gradient; where not, it is skipped on all of them.
+
+        `lengths` are the trained steps `(N,)` of each sample by view: with "original" all of them, with one of `views` those
+        that look different through it. An advantage counts where a step is trained, a term where a step is that it sees.
+        """
+        policy = torch.as_tensor(advantage).cpu() != 0
+        terms = any(bool((lengths[view] > 0).any()) for term in self.terms if term.coef for view in term.sees)
+        return terms or bool((policy & (lengths["original"] > 0)).any())
 
     def loss(
         self, out: StepOutput, batch: UnitBatch, others: Replays, divergence: Divergence
@@ -176,7 +204,7 @@ class Objective:
         out = _trained(out, batch, "policy")
         others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)", need[0]) for need in self.needs}
         old = _finite(batch.old_log_prob, batch, "behaviour policy")
-        matrix, diagnostics = self.surrogate(out.log_prob, old, batch.advantage, mask)
+        matrix, diagnostics = self.surrogate.of_batch(out.log_prob, old, batch)
         total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
         values: dict[str, tuple[Tensor, Tensor]] = {}
         for number, term in enumerate((term for term in self.terms if term.coef), start=1):
@@ -185,6 +213,8 @@ class Objective:
                 value = part.value.masked_fill(weight == 0, 0.0)
                 total = total + term.coef * part.factor * (value * weight).sum()
                 values[name if name not in values else f"{name}_{number}"] = value.detach(), weight != 0
+        if out.entropy is not None:
+            values.setdefault("entropy", (out.entropy.detach().masked_fill(~mask, 0.0), mask))
         return total, _metrics(total, mask, diagnostics, values)
 
 

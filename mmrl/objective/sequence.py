@@ -1,7 +1,8 @@
 """Surrogates with one ratio per sample: the geometric mean of the ratios of its steps (GSPO, GMPO).
 
 A chunk must hold whole samples. The loss of a sample stands at each of its steps, so that `seq_mean_token_mean` gives the
-mean over samples; with `seq_mean_token_sum` every sample counts as often as it has steps (LUSPO).
+mean over samples; with `seq_mean_token_sum` every sample counts as often as it has steps (LUSPO). Another aggregation is
+refused: `token_mean` would count a sample by its share of all steps of the update, which no method means.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mmrl.objective.aggregate import Mode
 from mmrl.objective.surrogate import Diagnostics, Surrogate, clipped, log_ratio
 
 MAX_SEQUENCE_LOG_RATIO = 10.0
+PER_SAMPLE: tuple[Mode, ...] = ("seq_mean_token_mean", "seq_mean_token_sum")
 
 
 def row_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -52,6 +55,7 @@ class Gspo(Surrogate):
     advantage per step and, where there is one per sample, has the same gradient of the row's mean."""
 
     whole_samples: ClassVar[bool] = True
+    aggregates: ClassVar[tuple[Mode, ...] | None] = PER_SAMPLE
 
     level: Literal["sequence", "token"] = "sequence"
     low: float = Field(default=3e-4, gt=0, le=1)
@@ -70,6 +74,7 @@ class Gmpo(Surrogate):
     """GMPO: the geometric mean of the clipped ratios of a sample's steps; `low` and `high` bound the log-ratio."""
 
     whole_samples: ClassVar[bool] = True
+    aggregates: ClassVar[tuple[Mode, ...] | None] = PER_SAMPLE
 
     low: float = Field(default=0.4, gt=0)
     high: float = Field(default=0.4, gt=0)

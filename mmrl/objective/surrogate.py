@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmrl.components import Component
+from mmrl.objective.aggregate import Mode
+from mmrl.objective.batch import UnitBatch
 
 MAX_LOG_RATIO = 20.0
 
@@ -31,17 +33,23 @@ def log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 
 
 def clipped(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, low: float, high: float, dual: float | None = None
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    low: float | Tensor,
+    high: float | Tensor,
+    dual: float | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """`max(-A r, -A clip(r, 1 - low, 1 + high))`, and for A < 0 at most `-dual A`.
 
-    All tensors `(n, s)`. Written by cases, so that a step on a bound has a defined gradient: only steps that are really
+    All tensors `(n, s)`; `low` and `high` are numbers, or both of each step. Written by cases, so that a step on a bound has a defined gradient: only steps that are really
     cut lose it. Source: PPO; dual clip: Ye et al. 2020 (arXiv 1912.09729), c = 3 in verl.
     """
     d = log_ratio(log_prob, old_log_prob)
     ratio = d.exp()
     below, above = (advantage < 0) & (ratio < 1 - low), (advantage > 0) & (ratio > 1 + high)
-    loss = -advantage * torch.where(below | above, ratio.clamp(1 - low, 1 + high), ratio)
+    bounded = torch.clamp(ratio, min=1 - low, max=1 + high)  # type: ignore[arg-type]  # both numbers or both tensors
+    loss = -advantage * torch.where(below | above, bounded, ratio)
     cut = torch.zeros_like(below)
     if dual is not None:
         cut = (advantage < 0) & (ratio > dual)
@@ -62,6 +70,19 @@ class Surrogate(Component):
     """Refused with a sampler that has no density (a pure ODE)."""
     whole_samples: ClassVar[bool] = False
     """A chunk must hold all steps of its samples (refused for denoising, which replays single steps)."""
+    reads_probability: ClassVar[bool] = False
+    """A step must have a probability, not a density (refused for denoising)."""
+    aggregates: ClassVar[tuple[Mode, ...] | None] = None
+    """The aggregations it has a meaning under, None for all of them."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What of each step must be measured before the loss (`UnitBatch.measured`)."""
+        return ()
+
+    def of_batch(self, log_prob: Tensor, old_log_prob: Tensor, batch: UnitBatch) -> tuple[Tensor, Diagnostics]:
+        """The loss of a chunk; a surrogate that reads more of it than the advantage has its own."""
+        return self(log_prob, old_log_prob, batch.advantage, batch.mask)
 
     def __call__(
         self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor

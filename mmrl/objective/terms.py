@@ -56,6 +56,16 @@ class Term(Component):
         return self.replays if self.coef else ()
 
     @property
+    def sees(self) -> tuple[str, ...]:
+        """The views of its summands (see `Part.view`); where no trained sample can be seen through one, it adds nothing."""
+        return tuple(dict.fromkeys(view for view, _ in self.replays)) or ("original",)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What of each step must be measured before the loss (`UnitBatch.measured`)."""
+        return ()
+
+    @property
     def gradients(self) -> tuple[Need, ...]:
         """Those of `needs` that are replayed with gradient."""
         return ()

@@ -97,6 +97,11 @@ class Dvrp(Term):
         return ((self.masked_view, "policy"), (self.perturbed_view, "policy"))
 
     @property
+    def sees(self) -> tuple[str, ...]:
+        pairs = ((self.masked_view, self.masked), (self.perturbed_view, self.perturbed))
+        return tuple(view for view, coef in pairs if coef or self.entropy)
+
+    @property
     def reads_entropy(self) -> bool:
         return self.entropy > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmrl.advantage.dcpo import DcpoAdvantage
 from mmrl.advantage.group import DrAdvantage
+from mmrl.advantage.history import History, Past
 from mmrl.advantage.negative import Ngrpo, SignAdvantage
+from mmrl.advantage.tree import TreePo, segments, subgroup, whitened
 from mmrl.advantage.types import Advantage, Scored
 from mmrl.objective.aggregate import Counts, Mode, count
+from mmrl.objective.aspo import Aspo
 from mmrl.objective.batch import UnitBatch
 from mmrl.objective.cispo import Cispo
 from mmrl.objective.correction import Rejection, Tis
+from mmrl.objective.dcpo import Dcpo, bounds
 from mmrl.objective.kl import KL, REFERENCE
 from mmrl.objective.metrics import finish
 from mmrl.objective.objective import Objective
@@ -60,6 +66,7 @@ def run(
         objective.weights(mask, counts or count(mask)),
         given.get("step_weight", torch.ones_like(log_prob)),
         progress=progress,
+        measured={"entropy": given["entropy"]} if "entropy" in given else {},
     )
     loss, metrics = objective.loss(StepOutput(log_prob), batch, others or {}, no_divergence)
     loss.backward()
@@ -125,7 +132,104 @@ def test_trl_losses(case: str, surrogate: Any, mode: Mode) -> None:
         assert metrics["clip_high"] == pytest.approx(float(capped.sum() / given["mask"].sum()), abs=1e-5)
 
 
+class GivenSplit(Aspo):
+    """ASPO where the file says which steps have a low entropy."""
+
+    def width(self, batch: UnitBatch) -> Tensor:
+        return torch.where(batch.measured["entropy"] == 1, self.certain, self.uncertain)
+
+
+@pytest.mark.parametrize("case", sorted(load("seed_aspo")["outputs"]))
+def test_aspo(case: str) -> None:
+    """The original counts the capped steps of each sign over the steps of that sign. How it splits steps by entropy is in
+    the references."""
+    golden = load("seed_aspo")
+    inputs, params, output = golden["inputs"], golden["params"], golden["outputs"][case]
+    given = {name: tensor(inputs[name]) for name in ("mask", "old_log_prob", "log_prob")}
+    if "big=True" in case:
+        assert inputs["big_log_prob"] == "old + (+1.6 even t, -1.6 odd t)"
+        given["log_prob"] = given["old_log_prob"] + torch.tensor([1.6, -1.6] * 5)
+    signs = {"token_adv": tensor(inputs["adv_token"]), "all_pos": tensor([1.0]), "all_neg": tensor([-1.0])}
+    given |= {"advantage": signs[case.split("|")[0]], "entropy": tensor(inputs["is_low_entropy_token"])}
+    assert params["c_neg"] == params["c_pos"]
+    surrogate = GivenSplit(certain=params["low_ent_eps"], uncertain=params["high_ent_eps"], cap=params["c_neg"])
+    loss, gradient, metrics = run(Objective(DrAdvantage(), surrogate), given)
+    assert loss == pytest.approx(output["loss"], abs=1e-5)
+    torch.testing.assert_close(gradient, tensor(output["grad_log_prob"]), rtol=1e-4, atol=1e-6)
+    upper, lower, negative, positive = output["clipfracs"]
+    mask, advantage = given["mask"].bool(), given["advantage"].expand_as(gradient)
+    shares = [float((mask & side).sum() / mask.sum()) for side in (advantage < 0, advantage > 0)]
+    assert metrics["clip_high"] == pytest.approx(upper, abs=1e-5)
+    assert metrics["clip_low"] == pytest.approx(lower, abs=1e-5)
+    assert metrics["clip_dual"] == pytest.approx(negative * shares[0] + positive * shares[1], abs=1e-5)
+
+
+def test_dcpo_bounds() -> None:
+    golden = load("seed_dcpo")
+    params = golden["params"]
+    q = tensor(golden["inputs"]["old_prob"])
+    lower, upper = bounds(q.log(), params["eps_low"], params["eps_high"], params["ratio_cap"])
+    torch.testing.assert_close(lower, tensor(golden["outputs"]["ratio_lower"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(upper, tensor(golden["outputs"]["ratio_upper"]), rtol=1e-5, atol=1e-6)
+    defaults = Dcpo()
+    assert (defaults.low, defaults.high, defaults.cap) == (params["eps_low"], params["eps_high"], params["ratio_cap"])
+
+
 # ---- advantages
+
+
+def test_dcpo_advantages_and_what_is_remembered() -> None:
+    """Groups that all ended alike learn from what their prompt was worth before."""
+    golden = load("seed_dcpo")
+    inputs, outputs = golden["inputs"], golden["outputs"]
+    group = np.array(inputs["group_index"])
+    columns = [inputs[name] for name in ("previous_visits", "running_mean", "running_std")]
+    history = History({str(g): Past(*past) for g, *past in zip(group.tolist(), *columns, strict=True)})
+    scored = Scored(np.array(inputs["token_level_rewards"]).sum(1), group, prompts=tuple(map(str, group.tolist())))
+    advantage = DcpoAdvantage()(replace(scored, extra=history.look_up(scored)))
+    np.testing.assert_allclose(advantage, [row[0] for row in outputs["advantages"]], rtol=1e-5, atol=1e-6)
+    assert (advantage[4:8] != 0).all() and (advantage[12:] != 0).all()
+    history.add(scored)
+    for name, past in history.of.items():
+        assert past.mean == pytest.approx(outputs["new_running_mean"][name], rel=1e-6)
+        assert past.std == pytest.approx(outputs["new_running_std"][name], rel=1e-6)
+
+
+def treepo() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards, groups and nodes of the golden's leaves: "q0#1-0#2-1" is group 0, then a node for every part, two steps each;
+    the steps behind a leaf's last node are in none."""
+    inputs = load("seed_treepo")["inputs"]
+    ids: dict[tuple[str, ...], int] = {}
+    node = np.full((len(inputs["leaf_paths"]), inputs["T"]), -1)
+    group = []
+    for row, path in enumerate(inputs["leaf_paths"]):
+        root, *parts = path.split("#")
+        group.append(int(root[1:]))
+        for depth in range(len(parts)):
+            node[row, 2 * depth : 2 * depth + 2] = ids.setdefault((root, *parts[: depth + 1]), len(ids))
+    return np.array(inputs["rewards"]), np.array(group), node
+
+
+@pytest.mark.parametrize(("name", "weighting"), [("group_size", "size"), ("average", "mean")])
+@pytest.mark.parametrize("drop_flat", [False, True])
+def test_treepo_subgroups(name: str, weighting: Any, drop_flat: bool) -> None:
+    """The original whitens every step of the padded batch, which all are drawn here."""
+    reward, group, node = treepo()
+    expected = np.array(load("seed_treepo")["outputs"][f"subgroup|{name}|drop_zero_std={drop_flat}"])
+    scored = Scored(reward, group, node=node, extra={"length": np.full(len(reward), 6.0)})
+    advantage = TreePo(weighting=weighting, drop_flat=drop_flat)(scored)
+    np.testing.assert_allclose(np.repeat(advantage[:, None], 6, 1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_treepo_and_spo_segments() -> None:
+    """Per step; a step in no node has a progress of 0, which whitening moves."""
+    reward, group, node = treepo()
+    outputs = load("seed_treepo")["outputs"]
+    progress = segments(subgroup(reward, group, node, alone=True), group, node, sibling_std=False)
+    expected = outputs["segment_progress step=2"]
+    np.testing.assert_allclose(whitened(progress, np.ones(node.shape)), expected, rtol=1e-5, atol=1e-6)
+    spo = segments(reward, group, node, sibling_std=True)
+    np.testing.assert_allclose(spo, outputs["spo_sibling_norm step=2"], atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmrl.objective.archer import Archer, ByEntropy, uncertain
+from mmrl.objective.aspo import Aspo
+from mmrl.objective.batch import UnitBatch
 from mmrl.objective.cispo import Cispo
+from mmrl.objective.dcpo import Dcpo
+from mmrl.objective.kl import KL, REFERENCE, estimate
 from mmrl.objective.sapo import Sapo
 from mmrl.objective.sequence import Gmpo, Gspo
 from mmrl.objective.surrogate import Surrogate
+from mmrl.rollout import StepOutput
 
 LENGTHS = (5, 3, 1, 0, 4, 5, 2, 5)
 
@@ -112,11 +118,85 @@ def test_sapo() -> None:
     torch.testing.assert_close(leaf.grad, slopes(loop, log_prob, mask), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("surrogate", [Gspo(), Gspo(level="token"), Gmpo(), Cispo(), Sapo()])
+def entropies(mask: Tensor) -> Tensor:
+    """Some are equal, so that steps stand on their quantile."""
+    entropy = (torch.rand(8, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 4).round()
+    return entropy.masked_fill(~mask, torch.nan)
+
+
+def unit(old: Tensor, advantage: Tensor, mask: Tensor) -> UnitBatch:
+    return UnitBatch(old, advantage, mask.double(), torch.ones_like(old), measured={"entropy": entropies(mask)})
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.8, 1.0])
+def test_uncertain_steps(quantile: float) -> None:
+    mask = inputs()[3]
+    entropy = entropies(mask)
+    found = uncertain(entropy, mask, quantile)
+    for i, k in mask.nonzero().tolist():
+        assert bool(found[i, k]) == naive.is_uncertain(rows(entropy, i), k, quantile)
+    assert not found[~mask].any() and found.any() == (quantile < 1)
+
+
+@pytest.mark.parametrize("surrogate", [Archer(quantile=0.5), Aspo(quantile=0.5, cap=1.5)])
+def test_ranges_by_entropy(surrogate: ByEntropy) -> None:
+    """ASPO is a gradient; its value is that gradient's weight times -A where the weight is not capped."""
+    log_prob, old, advantage, mask = inputs()
+    batch = unit(old, advantage, mask)
+    leaf = log_prob.clone().requires_grad_()
+    loss, seen = surrogate.of_batch(leaf, old, batch)
+    (loss * mask).sum().backward()
+    assert leaf.grad is not None
+    for i, k in mask.nonzero().tolist():
+        lp, o, a = float(log_prob[i, k]), float(old[i, k]), float(advantage[i, k])
+        width = 0.4 if naive.is_uncertain(rows(batch.measured["entropy"], i), k, 0.5) else 0.2
+        if isinstance(surrogate, Aspo):
+            slope = naive.aspo_slope(lp, o, a, width, 1.5)
+        else:
+            slope = (naive.archer(lp + 1e-6, o, a, width) - naive.archer(lp - 1e-6, o, a, width)) / 2e-6
+            assert float(loss[i, k].detach()) == pytest.approx(naive.archer(lp, o, a, width), rel=1e-9)
+        assert float(leaf.grad[i, k]) == pytest.approx(slope, abs=1e-6)
+    for flags in (seen.low, seen.high, *((seen.dual,) if isinstance(surrogate, Aspo) else ())):
+        assert flags[mask].any() and not flags[mask].all()
+
+
+def test_kl_on_certain_steps_alone() -> None:
+    log_prob, old, advantage, mask = inputs()
+    batch, others = unit(old, advantage, mask), {REFERENCE: StepOutput(old)}
+    value = KL(coef=1, on="certain", quantile=0.5).value(
+        StepOutput(log_prob), batch, others, lambda p, q, n: p.log_prob
+    )
+    whole = estimate(log_prob, old, "k3")
+    for i, k in mask.nonzero().tolist():
+        off = naive.is_uncertain(rows(batch.measured["entropy"], i), k, 0.5)
+        assert float(value[i, k]) == (0.0 if off else float(whole[i, k]))
+
+
+def test_dcpo() -> None:
+    log_prob, old, advantage, mask = inputs()
+    surrogate = Dcpo(cap=1.5)
+
+    def loop(at: Tensor) -> float:
+        cells = mask.nonzero().tolist()
+        return sum(
+            naive.dcpo(float(at[i, k]), float(old[i, k]), float(advantage[i, k]), 0.16, 0.2, 1.5) for i, k in cells
+        )
+
+    leaf = log_prob.clone().requires_grad_()
+    loss, seen = surrogate(leaf, old, advantage, mask)
+    (loss * mask).sum().backward()
+    assert leaf.grad is not None
+    assert float((loss * mask).sum().detach()) == pytest.approx(loop(log_prob), rel=1e-12)
+    torch.testing.assert_close(leaf.grad, slopes(loop, log_prob, mask), rtol=1e-5, atol=1e-6)
+    assert seen.low[mask].any() and seen.high[mask].any() and seen.dual[mask].any()
+
+
+@pytest.mark.parametrize("surrogate", [Gspo(), Gspo(level="token"), Gmpo(), Cispo(), Sapo(), Archer(), Aspo(), Dcpo()])
 def test_on_policy_the_gradient_is_that_of_the_policy_gradient(surrogate: Surrogate) -> None:
     _, old, advantage, mask = inputs()
     advantage = advantage[:, :1].expand_as(old)
     leaf = old.clone().requires_grad_()
-    row_mean_loss(surrogate, leaf, old, advantage, mask).backward()
+    loss, _ = surrogate.of_batch(leaf, old, unit(old, advantage, mask))
+    ((loss * mask).sum(1) / mask.sum(1).clamp(min=1)).sum().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, -advantage * mask / mask.sum(1, keepdim=True).clamp(min=1))

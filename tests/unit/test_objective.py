@@ -22,9 +22,11 @@ from mmrl.objective.batch import UnitBatch
 from mmrl.objective.kl import KL, REFERENCE, estimate
 from mmrl.objective.metrics import finish, merge
 from mmrl.objective.objective import Objective
+from mmrl.objective.sequence import PER_SAMPLE, Gmpo, Gspo
 from mmrl.objective.steps import RandomSteps
 from mmrl.objective.surrogate import Clip, Diagnostics, Reinforce, Surrogate
 from mmrl.objective.terms import Replays, Term
+from mmrl.objective.views import Dvrp, Papo
 from mmrl.objective.weight import NoiseWeight
 from mmrl.rollout import Chunk, StepOutput
 
@@ -153,8 +155,7 @@ def test_coefficient_zero_is_the_base_method_and_replays_nothing() -> None:
     assert off.needs == () and KL(coef=0.1).needs == (REFERENCE,)
     (a, x), (b, y) = slope(base, log_prob, batch, {}), slope(off, log_prob, batch, {})
     assert a == b and torch.equal(x, y)
-    train = torch.ones(2, 2, dtype=torch.bool)
-    assert not off.has_signal(np.zeros(2), train)
+    assert not off.has_signal(np.zeros(2), {"original": torch.tensor([2, 2])})
 
 
 def test_untrained_steps_change_nothing_even_when_not_finite() -> None:
@@ -243,11 +244,36 @@ def test_metrics_of_chunks_add_up_to_those_of_the_whole() -> None:
 
 def test_signal() -> None:
     plain, with_kl = Objective(DrAdvantage()), Objective(DrAdvantage(), terms=(KL(coef=0.1),))
-    train = torch.tensor([[True, False], [False, False]])
-    assert plain.has_signal(np.array([1.0, 0.0]), train)
-    assert not plain.has_signal(np.array([0.0, 1.0]), train), "the only advantage belongs to an untrained sample"
-    assert with_kl.has_signal(torch.zeros(2), train)
-    assert not with_kl.has_signal(np.ones(2), torch.zeros(2, 2, dtype=torch.bool))
+    lengths = {"original": torch.tensor([1, 0])}
+    assert plain.has_signal(np.array([1.0, 0.0]), lengths)
+    assert not plain.has_signal(np.array([0.0, 1.0]), lengths), "the only advantage belongs to an untrained sample"
+    assert with_kl.has_signal(np.zeros(2), lengths)
+    assert not with_kl.has_signal(np.ones(2), {"original": torch.zeros(2, dtype=torch.int64)})
+
+
+def test_a_term_has_signal_where_a_trained_sample_is_seen_through_its_view() -> None:
+    """Without a picture in the update there is nothing to step for; a KL to the reference still counts every sample."""
+    none, one = torch.tensor([0, 0]), torch.tensor([0, 3])
+    papo = Objective(DrAdvantage(), terms=(Papo(coef=0.1),))
+    for masked, signal in ((none, False), (one, True)):
+        lengths = {"original": torch.tensor([4, 3]), "masked": masked}
+        assert papo.has_signal(np.zeros(2), lengths) is signal
+        assert papo.has_signal(np.array([1.0, 0.0]), lengths)
+        both = Objective(DrAdvantage(), terms=(Papo(coef=0.1), KL(coef=0.1)))
+        assert both.has_signal(np.zeros(2), lengths)
+    views = {"original": one, "masked": none, "perturbed": one}
+    assert Objective(DrAdvantage(), terms=(Dvrp(),)).has_signal(np.zeros(2), views)
+    assert not Objective(DrAdvantage(), terms=(Dvrp(perturbed=0),)).has_signal(np.zeros(2), views)
+
+
+@pytest.mark.parametrize("surrogate", [Gspo(), Gspo(level="token"), Gmpo()])
+def test_a_ratio_of_a_sample_is_refused_where_lengths_would_weigh_it(surrogate: Surrogate) -> None:
+    with pytest.raises(UserError, match=r"token_mean .*; use seq_mean_token_mean or seq_mean_token_sum"):
+        Objective(DrAdvantage(), surrogate)
+    with pytest.raises(UserError, match=r"seq_mean_token_sum_norm .*; use"):
+        Objective(DrAdvantage(), surrogate, aggregate="seq_mean_token_sum_norm", max_steps=8)
+    for mode in PER_SAMPLE:
+        Objective(DrAdvantage(), surrogate, aggregate=mode)
 
 
 def test_step_weights_come_from_the_weight_part() -> None:

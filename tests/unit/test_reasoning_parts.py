@@ -92,11 +92,16 @@ class Denoiser:
 class Writer:
     flat_chunks = False
 
+    def keep_slow(self) -> None: ...
+
 
 @pytest.mark.parametrize(
     ("objective", "who"),
     [
-        (Objective(DrAdvantage(), Gspo()), "surrogate gspo needs all steps of a sample"),
+        (
+            Objective(DrAdvantage(), Gspo(), aggregate="seq_mean_token_mean"),
+            "surrogate gspo needs all steps of a sample",
+        ),
         (Objective(DrAdvantage(), terms=(Entropy(coef=0.1),)), "term entropy needs an entropy"),
         (Objective(DrAdvantage(), terms=(Papo(coef=0.1, entropy=0.1),)), "term papo needs an entropy"),
         (Objective(DrAdvantage(), select=EntropySteps()), "steps.select needs an entropy"),
@@ -356,9 +361,19 @@ def test_a_config_names_correction_and_refill() -> None:
     written = dump(resolved)["stages"]["rl"]
     assert written["curriculum"] == {"refill": {"max_rounds": 4, "low": None, "high": 0.9}}
     assert written["objective"]["correction"] is None and written["objective"]["surrogate"]["ratio_cap"] == 5
-    refused = [f"{base}.correction={{name: tis}}", f"{base}.surrogate={{name: gspo}}"]
-    for change, said in zip(refused, ["needs log-probs reported by", "use surrogate clip"], strict=True):
+    gspo = f"{base}.surrogate={{name: gspo}}"
+    refused = [
+        ([f"{base}.correction={{name: tis}}"], "needs log-probs reported by"),
+        ([gspo, f"{base}.aggregate=seq_mean_token_mean"], "use surrogate clip"),
+        ([gspo], r"objective.*aggregate token_mean .* use seq_mean_token_mean or seq_mean_token_sum"),
+        ([f"{base}.advantage={{name: treepo}}"], "advantage treepo needs rollouts that branch"),
+        ([f"{base}.surrogate={{name: dcpo}}"], "surrogate dcpo needs a probability of each step"),
+        ([f"{base}.surrogate={{name: aspo}}"], "surrogate aspo needs all steps of a sample"),
+        ([f"{base}.terms=[{{name: kl, coef: 0.1, on: certain}}]"], "term kl needs an entropy"),
+        ([f"{base}.shaping=[{{name: rac}}]"], "shaping rac needs the measurement 'rac'"),
+    ]
+    for given, said in refused:
         with pytest.raises(UserError, match=said):
-            load("quickstart/generative", [change], read_data=False)
+            load("quickstart/generative", given, read_data=False)
     schema = json_schema()
     assert "component_correction" in schema["$defs"] and "RefillSection" in schema["$defs"]

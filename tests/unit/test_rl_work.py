@@ -102,7 +102,8 @@ def test_the_perception_kl_sees_only_samples_with_a_picture() -> None:
 
 
 def test_splitting_into_micro_batches_changes_nothing() -> None:
-    objective = Objective(DrAdvantage(), Gspo(), terms=(Papo(coef=0.1, entropy=0.1), Entropy(coef=0.01)))
+    terms = (Papo(coef=0.1, entropy=0.1), Entropy(coef=0.01))
+    objective = Objective(DrAdvantage(), Gspo(), terms=terms, aggregate="seq_mean_token_mean")
     (one,), _, _ = step(objective, micro_batch=24)
     (many,), _, _ = step(objective, micro_batch=1)
     np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-8)
@@ -280,7 +281,7 @@ def test_resuming_between_refilled_steps_changes_nothing() -> None:
     "objective",
     [
         Objective(DrAdvantage(), terms=(Papo(coef=0.1, entropy=0.1),)),
-        Objective(DrAdvantage(), Gspo(), shaping=(Vogue(start=0.6), PuzzleCraft())),
+        Objective(DrAdvantage(), Gspo(), (Vogue(start=0.6), PuzzleCraft()), aggregate="seq_mean_token_sum"),
         Objective(DrAdvantage(), shaping=(Majority(), GrpoCare()), select=EntropySteps(fraction=0.1)),
     ],
 )

@@ -38,7 +38,7 @@ class ToyPolicy:
     """
 
     flat_chunks = False
-    offers = frozenset({"entropy", "branches", "engine_log_prob", "consistency"})
+    offers = frozenset({"entropy", "branches", "engine_log_prob", "consistency", "rac"})
 
     def __init__(self, engine_gap: float | None = None) -> None:
         self.base = torch.zeros(WORDS, requires_grad=True)
@@ -106,7 +106,13 @@ class ToyPolicy:
     def divergence(self, p: StepOutput, q: StepOutput, norm: str) -> Tensor:
         return (p.dist.exp() * (p.dist - q.dist)).sum(-1)
 
-    def measure(self, name: str, rollout: Rollout) -> Tensor:
+    def keep_slow(self) -> None:
+        self.followed: list[float] = []
+
+    def follow(self, decay: float) -> None:
+        self.followed.append(decay)
+
+    def measure(self, name: str, rollout: Rollout, micro_batch: int) -> Tensor:
         return torch.tensor([0.9 if sample.text and "1" in sample.text else 0.1 for sample in rollout.samples])
 
 

@@ -43,7 +43,9 @@ def test_a_run_leaves_what_it_promises(run: Path) -> None:
     assert losses[-1] < losses[0]
     steps = [line for line in lines if "ratio" in line]
     assert [line["step"] for line in steps] == [1, 2]
-    assert {"reward/letters", "kl", "papo_kl", "rollout/tokens", "rollout/finished", "clip_high"} <= steps[0].keys()
+    assert {"reward/letters", "kl", "papo_kl", "entropy", "rollout/tokens", "rollout/finished", "clip_high"} <= steps[
+        0
+    ].keys()
     assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-4)
 
 

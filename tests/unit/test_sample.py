@@ -14,6 +14,7 @@ from mmrl import run as runs
 from mmrl.cli import app
 from mmrl.errors import UserError
 from mmrl.report.grid import GAP
+from mmrl.rollout import Prompt
 from mmrl.sample import ask, draw
 from mmrl.video import write_video
 
@@ -169,8 +170,8 @@ def test_what_cannot_be_asked_is_said_before_a_weight_is_loaded(media: Path) -> 
 
 
 def test_a_model_that_draws_writes_a_picture_per_sample(draws: Path, tmp_path: Path) -> None:
-    said = draw(draws, ask(["a red circle", "a/b: c"], [], None), 3, 2, tmp_path)
-    assert len(said) == len(set(said)) == 4
+    said = draw(draws, [*ask(["a red circle"], [], None), Prompt("mine/a: b", "a blue square")], 3, 2, tmp_path)
+    assert len(set(said)) == 4 == len(list(tmp_path.glob("*.png"))) and "mine-a-b" in said[2]
     assert all(Image.open(path).size == Image.open(said[0]).size for path in said)
     assert Path(said[0]).name.startswith("step_") and said[1].endswith("_seed4.png")
 

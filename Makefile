@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 DEMO ?= runs/demo
 NPROC ?= 2
 
-.PHONY: help demo test install dev lint types unit wheel bench clean
+.PHONY: help demo demo-generative demo-vlm test install dev lint types unit wheel bench clean
 
 help:
-	@echo "make demo   train the embedded text-to-image model, then align it by RL; prints the path of the report"
+	@echo "make demo   train and align the embedded text-to-image model and the embedded vision-language model; prints the reports' paths"
 	@echo "make test   style, types, tests, and the wheel installed elsewhere"
 	@echo "make bench  benchmarks against plain reference loops"
 	@echo "make clean  remove what the build made (runs/ stays)"
@@ -29,10 +29,13 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 install: $(VENV)/installed
 dev: $(VENV)/installed-dev
 
-demo: $(VENV)/installed
-	@rm -rf $(DEMO)/generative
-	$(BIN)/mmrl train quickstart/generative run.dir=$(DEMO)/generative --nproc $(NPROC)
-	@echo "report: $(abspath $(DEMO)/generative/report.html)"
+demo: demo-generative demo-vlm
+	@echo "reports: $(abspath $(DEMO)/generative/report.html)"
+	@echo "         $(abspath $(DEMO)/vlm/report.html)"
+
+demo-generative demo-vlm: demo-%: $(VENV)/installed
+	@rm -rf $(DEMO)/$*
+	$(BIN)/mmrl train quickstart/$* run.dir=$(DEMO)/$* --nproc $(NPROC)
 
 test: $(VENV)/installed-dev lint types unit wheel
 

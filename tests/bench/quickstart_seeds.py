@@ -1,6 +1,7 @@
-"""The quickstart for several seeds, through the real command; prints the table that stands in docs/quickstart.md.
+"""A quickstart for several seeds, through the real command; prints the table that stands in docs/quickstart.md.
 
-    python tests/bench/quickstart_seeds.py [--seeds 1 2 3] [--out runs/seeds] [--nproc 2]
+    python tests/bench/quickstart_seeds.py generative [--seeds 1 2 3] [--out runs/seeds] [--nproc 2]
+    python tests/bench/quickstart_seeds.py vlm
 
 A seed whose folder holds a summary is not run again.
 """
@@ -14,49 +15,55 @@ import sys
 from pathlib import Path
 from typing import Any
 
-REWARDS = ("exact", "strict", "dense", "clean")
+SHOWN = {
+    "generative": ("exact", "strict", "dense", "clean"),
+    "vlm": ("right", "right/kind=rotation", "right/kind=jigsaw", "format", "right/blind", "right/chance"),
+}
+"""Held-out numbers of each quickstart, before and after RL."""
+SEEDS = {"generative": ("run.seed",), "vlm": ("run.seed", "policy.seed")}
+"""Settings that a seed is given to."""
+PLAIN = ("clean",)
+"""Numbers that are no percentages."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("quickstart", choices=SHOWN)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--nproc", type=int, default=2)
     options = parser.parse_args()
-    rows = [row(seed, run(seed, options.out, options.nproc)) for seed in options.seeds]
-    names = [f"{name} {when}" for name in REWARDS for when in ("before", "after")]
-    print("| seed | " + " | ".join(names) + " | warm start s | RL s | RL images/s |")
-    print("|---" * (len(names) + 4) + "|")
+    name = options.quickstart
+    rows = [row(name, seed, run(name, seed, options.out, options.nproc)) for seed in options.seeds]
+    names = [f"{shown} {when}" for shown in SHOWN[name] for when in ("before", "after")]
+    print("| seed | " + " | ".join(names) + " | warm start s | RL s | RL samples/s | all s |")
+    print("|---" * (len(names) + 5) + "|")
     for cells in rows:
         print("| " + " | ".join(cells) + " |")
 
 
-def run(seed: int, out: Path, nproc: int) -> dict[str, Any]:
+def run(name: str, seed: int, out: Path, nproc: int) -> dict[str, Any]:
     """The summary of a seed's run, made if it is not there."""
-    folder = out / str(seed)
+    folder = out / name / str(seed)
     if not (folder / "summary.json").is_file():
-        command = [
-            sys.executable,
-            "-m",
-            "mmrl",
-            "train",
-            "quickstart/generative",
-            f"run.dir={folder}",
-            f"run.seed={seed}",
-        ]
-        subprocess.run([*command, "--nproc", str(nproc)], check=True)
+        command = [sys.executable, "-m", "mmrl", "train", f"quickstart/{name}", f"run.dir={folder}"]
+        seeds = [f"{key}={seed}" for key in SEEDS[name]]
+        subprocess.run([*command, *seeds, "--nproc", str(nproc)], check=True)
     return json.loads((folder / "summary.json").read_text())
 
 
-def row(seed: int, summary: dict[str, Any]) -> list[str]:
-    warm, rl = summary["stages"]["warm"], summary["stages"]["rl"]
+def row(name: str, seed: int, summary: dict[str, Any]) -> list[str]:
+    """The cells of a seed."""
+    stages = summary["stages"]
+    warm, rl = stages["warm"], stages["rl"]
     cells = [str(seed)]
-    for name in REWARDS:
-        before, after = rl["before"][name], rl["after"][name]
-        scale, sign = (100, f" ({100 * (after - before):+.1f})") if name != "clean" else (1, "")
-        digits = 1 if scale == 100 else 3
-        cells += [f"{scale * before:.{digits}f}", f"{scale * after:.{digits}f}{sign}"]
-    return [*cells, f"{warm['seconds']:.0f}", f"{rl['training_seconds']:.0f}", f"{rl['samples_per_second']:.0f}"]
+    for shown in SHOWN[name]:
+        before, after = rl["before"][shown], rl["after"][shown]
+        scale, digits = (1, 3) if shown in PLAIN else (100, 1)
+        gain = "" if shown in PLAIN else f" ({scale * (after - before):+.{digits}f})"
+        cells += [f"{scale * before:.{digits}f}", f"{scale * after:.{digits}f}{gain}"]
+    timed = (warm["seconds"], rl["training_seconds"], rl["samples_per_second"], warm["seconds"] + rl["seconds"])
+    return [*cells, *(f"{value:.0f}" for value in timed)]
 
 
 if __name__ == "__main__":

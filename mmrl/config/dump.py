@@ -18,6 +18,8 @@ MAY_DIFFER = (
     "run.trackers",
     "run.name",
     "checkpoint.keep_last",
+    "policy.engine.url",
+    "policy.engine.weights_dir",
     "method",
 )
 """Keys that may change between a run and its resumption: they do not change what is computed."""

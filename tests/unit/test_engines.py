@@ -448,7 +448,9 @@ def test_options_are_checked_before_the_run(tmp_path: Path) -> None:
     config = config_at(tmp_path, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"policy.engine.timout=3: unknown key 'timout'; did you mean 'timeout'\?"):
         load(config, ["policy.engine.timout=3"])
-    with pytest.raises(ConfigError, match=r"policy.engine.*: got 'vlm_server'; expected one of .*; did you mean 'vllm_server'"):
+    with pytest.raises(
+        ConfigError, match=r"policy.engine.*: got 'vlm_server'; expected one of .*; did you mean 'vllm_server'"
+    ):
         load(config, ["policy.engine={kind: vlm_server}"])
     with pytest.raises(ConfigError, match=r"policy.engine.*allow_remote: true"):
         load(config, ["policy.engine.url=http://192.168.0.7:8000"])

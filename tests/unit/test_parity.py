@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_policy import FakeGroup, Ones, ToyPolicy, gradients, stage
+from toy_policy import FakeGroup, Ones, Prompts, ToyPolicy, gradients, stage
 
 from mmrl.advantage.group import DrAdvantage
 from mmrl.advantage.vogue import Vogue
@@ -15,7 +15,7 @@ from mmrl.distributed import Group
 from mmrl.errors import RunError
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
-from mmrl.rollout import Chunk, Rollout
+from mmrl.rollout import Chunk, Prompt, Rollout
 from mmrl.stages import RLWork
 
 
@@ -117,7 +117,14 @@ def test_a_mean_that_is_too_far_off_stops_the_run() -> None:
 def test_parity_looks_through_the_view_of_a_draw() -> None:
     """All samples are drawn through another view: what was said of that view is what is checked."""
     objective = Objective(DrAdvantage(), shaping=(Vogue(),))
-    metrics, said = run(ToyPolicy(), objective)
+
+    class Pictures(Prompts):
+        """Every prompt has a picture, so every sample looks different through the view."""
+
+        def load(self) -> list[Prompt]:
+            return [prompt for prompt in Prompts(30).load() if prompt.media]
+
+    metrics, said = run(ToyPolicy(), objective, prompts=Pictures())
     assert metrics["ratio_deviation"] < 1e-6 and any("max |ratio - 1|" in line for line in said)
 
     class Wrong(ToyPolicy):
@@ -129,7 +136,7 @@ def test_parity_looks_through_the_view_of_a_draw() -> None:
             return found
 
     with pytest.raises(RunError, match="start-up parity"):
-        run(Wrong(), objective)
+        run(Wrong(), objective, prompts=Pictures())
 
 
 CLIP_SHARE = ("clip_low", "clip_high")

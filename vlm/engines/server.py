@@ -177,7 +177,7 @@ class VllmServer(RolloutEngine):
 
 def _choice(said: dict[str, Any]) -> Choice:
     content = (said.get("logprobs") or {}).get("content") or []
-    return Choice(said.get("token_ids"), [token.get("logprob") for token in content], said.get("finish_reason"))
+    return Choice(said.get("token_ids") or (), [token.get("logprob") for token in content], said.get("finish_reason"))
 
 
 def picture(pixels: np.ndarray) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class ResolvedRL(ResolvedStage):
 @dataclass
 class ResolvedEvaluation:
     prompts: Any
-    plan: BaseModel
+    plan: Any
+    """Of the policy's `sampling_type`, which has a `micro_batch`."""
     rewards: dict[str, tuple[Any, float]]
 
 

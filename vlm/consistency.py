@@ -1,9 +1,8 @@
-"""How far an answer follows from the reasoning before it, as likelihoods.
+"""How far an answer follows from the reasoning before it.
 
-Which tokens count: the *answer* is what stands in the last <answer></answer> behind the last </think>, without the blanks
-around it; a token counts when it holds a character of it. The *reasoning* is what stands between the first <think> (or the
-beginning) and the last </think>, or without one all before <answer>; taken out are the tokens that lie wholly inside it.
-Probabilities are those of the rollout's temperature, the prompt as it is (view "original").
+The *answer* is what stands in the last <answer></answer> behind the last </think>, without the blanks around it; its tokens
+are those that hold a character of it. The *reasoning* is what stands between the first <think> (or the beginning) and the
+last </think>, or without one all before <answer>.
 """
 
 from __future__ import annotations
@@ -11,16 +10,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmrl.objective.measure import put
 from mmrl.objective.sequence import row_mean
-from mmrl.policy import ModelName
 from mmrl.rollout import Rollout
 
 BLOCK = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
@@ -57,94 +53,58 @@ def _trimmed(text: str, start: int, end: int) -> Span | None:
     return (start + left, start + len(own.rstrip())) if own.strip() else None
 
 
-def tokens_of(span: Span, tokens: Sequence[int], decode: Callable[[Sequence[int]], str], whole: bool) -> slice:
-    """The tokens that hold a character of `span` of the decoded text, or with `whole` those that lie inside it."""
+def tokens_of(span: Span, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> slice:
+    """The tokens that hold a character of `span` of the decoded text."""
     places = range(len(tokens) + 1)
 
     def length(k: int) -> int:
         return len(decode(tokens[:k]))
 
-    if whole:
-        return slice(bisect_left(places, span[0], key=length), bisect_right(places, span[1], key=length) - 1)
     return slice(bisect_right(places, span[0], key=length) - 1, bisect_left(places, span[1], key=length))
 
 
+@torch.no_grad()
 def consistency(policy: Any, rollout: Rollout, micro_batch: int) -> Tensor:
-    """GRPO-CARE: the mean probability of the answer's tokens, given prompt and reasoning, under the slow copy of the
-    weights, `(n,)`; NaN without an answer. Source: TencentARC/GRPO-CARE (arXiv 2506.16141)."""
-    where = _marked(rollout, [_answer(policy, tokens) for tokens in rollout.payload.answers])
-    return _mean(_log_probs(policy, rollout, where, micro_batch, "ema").exp(), where)
+    """GRPO-CARE: the mean probability, at the rollout's temperature, of the answer's tokens, given prompt and reasoning, under
+    the slow copy of the weights, `(n,)`; NaN without an answer. Source: TencentARC/GRPO-CARE (arXiv 2506.16141)."""
+    where = answer_tokens(policy, rollout, reasoned=False)
+    found = torch.zeros(where.shape)
+    for chunk in policy.chunks(rollout, where, micro_batch):
+        put(found, chunk, policy.replay(rollout, chunk, model="ema").log_prob.exp())
+    return row_mean(found, where)[:, 0].masked_fill(~where.any(1), torch.nan)
 
 
+@torch.no_grad()
 def supported(policy: Any, rollout: Rollout, micro_batch: int) -> Tensor:
-    """1 where the answer's tokens have a larger mean log-prob after the reasoning than with it taken out, else 0, `(n,)`;
-    NaN without a reasoning or an answer."""
-    answers = [_answer(policy, tokens) for tokens in rollout.payload.answers]
-    cuts = [None if answer is None else _reasoning(policy, tokens, answer)
-            for answer, tokens in zip(answers, rollout.payload.answers, strict=True)]  # fmt: skip
-    both = [None if cut is None else answer for answer, cut in zip(answers, cuts, strict=True)]
-    where = _marked(rollout, both)
-    short = _without(rollout, cuts)
-    moved = [None if one is None or cut is None else _shifted(one, cut) for one, cut in zip(both, cuts, strict=True)]
-    there = _marked(short, moved)
-    after = _mean(_log_probs(policy, rollout, where, micro_batch, "policy"), where)
-    alone = _mean(_log_probs(policy, short, there, micro_batch, "policy"), there)
-    return torch.where(after.isnan(), after, (after > alone).to(after))
+    """1 where the policy, asked with its pictures hidden (`blind_view`) and told its own reasoning, would give this answer:
+    every token of it is the likeliest one. Else 0, `(n,)`; NaN without a reasoning or an answer."""
+    where = answer_tokens(policy, rollout, reasoned=True)
+    likeliest = torch.zeros(where.shape)
+    for chunk in policy.chunks(rollout, where, micro_batch):
+        dist = policy.replay(rollout, chunk, view=policy.blind_view).dist
+        for row, states in zip(chunk.rows.tolist(), dist.states, strict=True):
+            own = where[row].nonzero()[:, 0]
+            log_p = dist.log_probs(states[own.to(states.device)])
+            said = rollout.payload.answers[row].to(log_p.device)[own.to(log_p.device)]
+            likeliest[row, own] = (log_p.gather(1, said[:, None])[:, 0] == log_p.amax(1)).float().cpu()
+    return (row_mean(likeliest, where)[:, 0] == 1).float().masked_fill(~where.any(1), torch.nan)
 
 
 MEASURES: dict[str, Callable[[Any, Rollout, int], Tensor]] = {"consistency": consistency, "rac": supported}
 """What `VlmPolicy.measure` can be asked for."""
 
 
-def _answer(policy: Any, tokens: Tensor) -> slice | None:
-    span = answer_span(policy.encoder.decode(tokens))
-    return None if span is None else tokens_of(span, tokens.tolist(), _decoder(policy), whole=False)
-
-
-def _reasoning(policy: Any, tokens: Tensor, answer: slice) -> slice | None:
-    """The tokens of the reasoning, all before the answer; None where there are none."""
-    span = reasoning_span(policy.encoder.decode(tokens))
-    found = None if span is None else tokens_of(span, tokens.tolist(), _decoder(policy), whole=True)
-    return found if found is not None and found.start < found.stop <= answer.start else None
-
-
-def _decoder(policy: Any) -> Callable[[Sequence[int]], str]:
-    return lambda tokens: policy.encoder.decode(torch.tensor(tokens, dtype=torch.int64))
-
-
-def _shifted(answer: slice, cut: slice) -> slice:
-    taken = cut.stop - cut.start
-    return slice(answer.start - taken, answer.stop - taken)
-
-
-def _without(rollout: Rollout, cuts: Sequence[slice | None]) -> Rollout:
-    """The rollout with the tokens `cuts` taken out of its answers; its own log-probs are not known."""
-    answers = [
-        tokens if cut is None else torch.cat([tokens[: cut.start], tokens[cut.stop :]])
-        for tokens, cut in zip(rollout.payload.answers, cuts, strict=True)
-    ]
-    mask = pad_sequence([torch.ones(len(answer), dtype=torch.bool) for answer in answers], batch_first=True)
-    payload = replace(rollout.payload, answers=answers)
-    return Rollout(rollout.draws, rollout.samples, rollout.group, torch.zeros(mask.shape), mask, payload)
-
-
-def _marked(rollout: Rollout, spans: Sequence[slice | None]) -> Tensor:
-    """`(n, S)` bool with the tokens of each row's span."""
+def answer_tokens(policy: Any, rollout: Rollout, reasoned: bool) -> Tensor:
+    """The tokens of each sample's answer, `(n, S)` bool, with `reasoned` of those alone that have a reasoning."""
     found = torch.zeros(rollout.mask.shape, dtype=torch.bool)
-    for row, span in enumerate(spans):
-        if span is not None:
-            found[row, span] = True
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = policy.encoder.decode(torch.tensor(tokens, dtype=torch.int64))
+        return text
+
+    for row, tokens in enumerate(answer.tolist() for answer in rollout.payload.answers):
+        text = decode(tokens)
+        span = answer_span(text)
+        if span is not None and (not reasoned or reasoning_span(text) is not None):
+            found[row, tokens_of(span, tokens, decode)] = True
     return found
-
-
-@torch.no_grad()
-def _log_probs(policy: Any, rollout: Rollout, where: Tensor, micro_batch: int, model: ModelName) -> Tensor:
-    """Log-probs `(n, S)` float32 of the stored tokens under `model`, as far as `where` reaches."""
-    found = torch.zeros(where.shape)
-    for chunk in policy.chunks(rollout, where, micro_batch):
-        put(found, chunk, policy.replay(rollout, chunk, model=model).log_prob)
-    return found
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return row_mean(values, where)[:, 0].masked_fill(~where.any(1), torch.nan)

@@ -1,4 +1,4 @@
-"""Reasoning-answer consistency: does the reasoning make the answer likelier than it is without any?"""
+"""Reasoning-answer consistency: does the answer follow from the reasoning before it?"""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ def supported_bonus(accuracy: Floats, verdict: Floats, weight: float) -> Floats:
 class Rac(Shaping):
     """Reports how often the reasoning supports the answer, in training and in evaluation, and with a `weight` rewards it.
 
-    The policy measures `rac`, 1 where the answer's tokens are likelier on average (mean log-prob) after the reasoning that
-    was written than with that reasoning taken out, 0 where not, NaN for samples without reasoning or answer. In the log:
-    `measured/rac`, the share of supported answers, and `measured/rac/right`, the share among right ones (GRPO-CARE's
-    consistency rate, with this verdict in place of a judge).
+    The policy measures `rac`: 1 where it would give the same answer when it is told its reasoning and sees no picture, 0
+    where not, NaN for samples without reasoning or answer. In the log: `measured/rac`, the share of supported answers, and
+    `measured/rac/right`, the share among right ones (GRPO-CARE's consistency rate, with this verdict in place of a judge).
     """
 
     weight: float = Field(default=0.0, ge=0)
     """Right answers gain this times their accuracy when they are supported; 0 reports alone."""
     every: int = Field(default=1, ge=1)
-    """Steps of the stage between two measurements in training: two forward passes over the answers each."""
+    """Steps of the stage between two measurements in training; each is one forward pass over the answers."""
     accuracy: str | None = None
     """Name of the reward that says whether an answer is right (1 or more); default: the total."""
 

@@ -63,7 +63,7 @@ def test_length_penalty(gate: float) -> None:
     assert any(expected)
 
 
-@pytest.mark.parametrize(("power", "floor"), [(1.0, 0.1), (2.0, 0.1), (0.5, 0.0)])
+@pytest.mark.parametrize(("power", "floor"), [(1.0, 0.1), (2.0, 0.9), (0.5, 0.0)])
 def test_puzzle_weights(power: float, floor: float) -> None:
     reward, group, answers, _ = ragged()
     expected = naive.puzzle_weights(reward.tolist(), answers, group.tolist(), power, floor)

@@ -58,19 +58,16 @@ def test_spans(text: str, reasoning: str | None, answer: str | None) -> None:
         assert cut(reasoning_span(text)) == reasoning
 
 
-def test_tokens_that_hold_a_character_and_tokens_wholly_inside() -> None:
-    pieces = ["<thi", "nk> ", "so", " it", " is", "", ".</", "think>", "<answer>", "", "4", "2</ans", "wer>"]
+def test_tokens_that_hold_a_character_of_the_answer() -> None:
+    pieces = ["<thi", "nk> ", "so", "", ".</", "think>", "<answer>", "", "4", "2</ans", "wer>"]
     text = "".join(pieces)
 
     def decode(tokens: Sequence[int]) -> str:
         return "".join(pieces[token] for token in tokens)
 
-    tokens = list(range(len(pieces)))
-    answer, reasoning = answer_span(text), reasoning_span(text)
-    assert answer is not None and reasoning is not None
-    assert [pieces[i] for i in tokens[tokens_of(answer, tokens, decode, whole=False)]] == ["4", "2</ans"]
-    assert [pieces[i] for i in tokens[tokens_of(reasoning, tokens, decode, whole=True)]] == ["so", " it", " is", ""]
-    assert tokens_of((2, 3), tokens, decode, whole=True) == slice(1, 0), "no token lies inside one character of <thi"
+    span = answer_span(text)
+    assert span is not None
+    assert pieces[tokens_of(span, range(len(pieces)), decode)] == ["4", "2</ans"]
 
 
 # ---- on a model
@@ -124,21 +121,59 @@ def test_consistency_is_that_of_the_slow_copy_and_rac_that_of_the_policy() -> No
     assert (after - before["consistency"])[[0, 1, 3]].abs().min() > 1e-4
 
 
-def test_reasoning_that_names_the_answer_supports_it_and_another_does_not() -> None:
-    """A model taught to answer what it said, and to guess without: the verdict follows what stands in the reasoning."""
+def taught(texts: Sequence[str]) -> TinyQwen3VL:
+    """A model that has learned these answers to "?"."""
     policy = policy_of()
-    words = ("left", "right", "top", "bottom")
-    pairs = [(said, w) for w in words for said in (w, "")]
-    taught = [Sample(Prompt("p", "?"), text=f"<think>{said}</think><answer>{w}</answer>") for said, w in pairs]
+    samples = [Sample(Prompt("p", "?"), text=text) for text in texts]
     optimizer = torch.optim.Adam(list(policy.trainable().values()), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        policy.supervised_loss(taught, [0] * len(taught)).mean().backward()
+        policy.supervised_loss(samples, [0] * len(samples)).mean().backward()
         optimizer.step()
-    asked = [(said, w) for w in words for said in (w, words[words.index(w) - 1])]
-    texts = [f"<think>{said}</think><answer>{w}</answer>" for said, w in asked]
-    rollout = policy.given([Sample(Prompt("p", "?"), text=text) for text in texts])
-    assert supported(policy, rollout, 8).tolist() == [1.0, 0.0] * 4
+    return policy
+
+
+WORDS = ("left", "right", "top", "bottom")
+PAIRS = [(said, word) for word in WORDS for said in (word, WORDS[WORDS.index(word) - 1])]
+
+
+def verdicts(policy: TinyQwen3VL) -> list[float]:
+    """Of answers after a reasoning that names them, or another word."""
+    texts = [f"<think>{said}</think><answer>{word}</answer>" for said, word in PAIRS]
+    return supported(policy, policy.given([Sample(Prompt("p", "?"), text=text) for text in texts]), 8).tolist()
+
+
+def test_an_answer_is_supported_by_reasoning_that_leads_to_it() -> None:
+    """The verdict follows what stands in the reasoning, for a model that answers what it said."""
+    policy = taught([f"<think>{w}</think><answer>{w}</answer>" for w in WORDS])
+    assert verdicts(policy) == [1.0, 0.0] * 4
+    more = policy.given([Sample(Prompt("p", "?"), text="<think>bottom</think><answer>bottom3</answer>")])
+    assert supported(policy, more, 8).tolist() == [0.0], "one token that would not have come is enough"
+
+
+def test_an_answer_that_needs_no_reasoning_is_not_supported_by_it() -> None:
+    """A model that says "top" whatever it thought: only that answer would come out again."""
+    policy = taught([f"<think>{w}</think><answer>top</answer>" for w in WORDS])
+    assert verdicts(policy) == [float(word == "top") for _, word in PAIRS]
+
+
+def test_the_picture_is_hidden_from_the_verdict_and_seen_by_consistency() -> None:
+    policy = policy_of()
+    asked: list[tuple[str, str]] = []
+
+    class Watched(TinyQwen3VL):
+        def replay(self, rollout: Rollout, chunk: Any, view: str = "original", model: Any = "policy") -> Any:
+            asked.append((view, model))
+            return policy.replay(rollout, chunk, view, model)
+
+        @property
+        def encoder(self) -> Any:
+            return policy.encoder
+
+    rollout = given(policy)
+    Watched().measure("rac", rollout, 8)
+    Watched().measure("consistency", rollout, 8)
+    assert asked == [("blank", "policy"), ("original", "ema")]
 
 
 # ---- in an objective, in evaluation

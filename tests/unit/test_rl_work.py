@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from toy_policy import FakeGroup, Prompts, SharedMail, ToyPolicy, gradients, stage, work
+from toy_policy import FakeGroup, Ones, Prompts, SharedMail, ToyPolicy, gradients, stage, work
 
 from mmrl.advantage.care import GrpoCare
+from mmrl.advantage.dcpo import DcpoAdvantage
 from mmrl.advantage.group import DrAdvantage
 from mmrl.advantage.majority import Majority
+from mmrl.advantage.rac import Rac
 from mmrl.advantage.vogue import Vogue
 from mmrl.config.schema import RefillSection
 from mmrl.curriculum.puzzlecraft import PuzzleCraft
 from mmrl.errors import RunError, UserError
 from mmrl.meter import Meter
+from mmrl.objective.archer import Archer
+from mmrl.objective.aspo import Aspo
 from mmrl.objective.correction import Rejection, Tis
+from mmrl.objective.dcpo import Dcpo
 from mmrl.objective.entropy import Entropy, EntropySteps
+from mmrl.objective.kl import KL
 from mmrl.objective.objective import Objective
 from mmrl.objective.sequence import Gspo
+from mmrl.objective.surrogate import Clip
 from mmrl.objective.views import Dvrp, Papo
+from mmrl.reward import Graded
+from mmrl.rollout import Prompt
 
 
 def step(
@@ -49,6 +59,7 @@ OFF: list[dict[str, Any]] = [
     {"shaping": (GrpoCare(weight=0),)},
     {"shaping": (Majority(weight=0),)},
     {"shaping": (PuzzleCraft(strength=0),)},
+    {"shaping": (Rac(weight=0),)},
     {"select": EntropySteps(fraction=1.0)},
     {"correction": Tis(cap=1e9)},
 ]
@@ -71,6 +82,7 @@ ON: list[dict[str, Any]] = [
     {"shaping": (GrpoCare(),)},
     {"shaping": (Majority(),)},
     {"shaping": (PuzzleCraft(),)},
+    {"shaping": (Rac(weight=0.5),)},
     {"select": EntropySteps(fraction=0.3)},
     {"correction": Tis(cap=1.1)},
 ]
@@ -201,6 +213,126 @@ def test_correction_multiplies_the_policy_loss_alone() -> None:
     (with_term,), _, _ = step(Objective(DrAdvantage(), terms=(term,)))
     assert metrics["rejected"] == 1
     np.testing.assert_allclose(found, with_term - base, rtol=1e-4, atol=1e-7)
+
+
+# ---- what of a step is known to the loss, and over the steps of a stage
+
+
+class Seeing(ToyPolicy):
+    """Its update sees other log-probs than the rollout, so that ratios are clipped; entropies differ from step to step."""
+
+    def replay(self, rollout: Any, chunk: Any, *arguments: Any, **options: Any) -> Any:
+        out = super().replay(rollout, chunk, *arguments, **options)
+        assert out.entropy is not None
+        out.entropy = out.entropy + 0.1 * rollout.payload[chunk.rows]
+        if torch.is_grad_enabled():
+            out.log_prob = out.log_prob + 0.5 * (rollout.payload[chunk.rows] % 2 - 0.5)
+        return out
+
+
+@pytest.mark.parametrize("surrogate", [Archer(), Aspo(), Dcpo()])
+def test_new_clip_ranges_change_the_gradient_and_splitting_does_not(surrogate: Any) -> None:
+    def found(one: Any, size: int) -> np.ndarray:
+        (gradient,), _, _ = step(Objective(DrAdvantage(), one), policy=Seeing(), micro_batch=size)
+        assert gradient is not None
+        return gradient
+
+    np.testing.assert_allclose(found(surrogate, 1), found(surrogate, 24), rtol=1e-5, atol=1e-8)
+    assert np.abs(found(surrogate, 24) - found(Clip(), 24)).max() > 1e-3
+
+
+def test_archer_sees_the_entropy_of_each_step_where_it_was_drawn() -> None:
+    """The toy's steps are equally uncertain, so none is above the quantile and the KL counts them all."""
+    objective = Objective(DrAdvantage(), Archer(), terms=(KL(coef=0.1, on="certain"),))
+    assert objective.measures(0) == ("entropy",)
+    (one,), _, _ = step(objective)
+    (other,), _, _ = step(Objective(DrAdvantage(), Clip(), terms=(KL(coef=0.1),)))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_consistency_is_reported_when_it_is_due() -> None:
+    objective = Objective(DrAdvantage(), shaping=(Rac(every=3),))
+    for number in range(7):
+        _, metrics, _ = step(objective, number=number)
+        assert ("measured/rac" in metrics) == ("measured/rac/right" in metrics) == (number % 3 == 0)
+
+
+def test_how_scores_came_about_is_counted() -> None:
+    class Words(Ones):
+        """Says which digit it read."""
+
+        def score(self, samples: Any) -> list[float]:
+            return [Graded(super(Words, self).score([one])[0], f"digit{(one.text or '?')[0]}") for one in samples]
+
+    own, meter, policy = stage(Objective(DrAdvantage())), Meter(), ToyPolicy()
+    own.rewards = {"ones": (Words(), 1.0)}
+    gradients(policy, work(policy, own).updates(0, meter))
+    counted = {k: v for k, v in meter.reduce(FakeGroup()).items() if k.startswith("reward/ones/how=")}
+    assert sum(counted.values()) == 24 and counted["reward/ones/how=digit1"] > 0
+
+
+def test_dcpo_remembers_prompts_over_steps_and_a_resume() -> None:
+    """Prompts come back every third step; the memory is in the state, as JSON holds it."""
+
+    def new() -> tuple[Any, ToyPolicy]:
+        policy = ToyPolicy()
+        return work(policy, stage(Objective(DcpoAdvantage()), prompts=Prompts(8))), policy
+
+    whole, policy = new()
+    straight = run_steps(whole, policy, range(6))
+    first, policy = new()
+    head = run_steps(first, policy, range(3))
+    second, policy = new()
+    second.load_state(json.loads(json.dumps(first.state())))
+    tail = run_steps(second, policy, range(3, 6))
+    forgetful, policy = new()
+    forgetful.draws.load_state(first.state()["sampler"])
+    for got, want in zip(head + tail, straight, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert max(past.visits for past in whole.history.of.values()) == 3
+    other = run_steps(forgetful, policy, range(3, 6))
+    assert any(not np.array_equal(a, b) for a, b in zip(other, tail, strict=True))
+
+
+def updates_of_two_ranks(objective: Objective, prompts: Prompts, reward: Any) -> list[list[bool]]:
+    """Whether each rank makes each update of a step."""
+    mail, made = SharedMail(2), [[], []]  # type: ignore[var-annotated]
+
+    def rank(number: int) -> None:
+        policy, own = ToyPolicy(), stage(objective, prompts=prompts, updates_per_rollout=2, group_size=2)
+        own.rewards = {"ones": (reward, 1.0)}
+        found = gradients(policy, work(policy, own, FakeGroup(number, mail)).updates(0, Meter()))
+        made[number] = [one is not None for one in found]
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made
+
+
+class Same(Ones):
+    """Every sample is worth the same: no advantage anywhere."""
+
+    def score(self, samples: Any) -> list[float]:
+        return [1.0 for _ in samples]
+
+
+class OnePicture(Prompts):
+    """Only the first of 4 prompts has a picture: the samples of one rank alone are seen through a view."""
+
+    def load(self) -> list[Prompt]:
+        return [Prompt(str(i), "?", media=(1.0,) if i == 0 else ()) for i in range(4)]
+
+
+def test_ranks_agree_on_an_update_that_only_a_term_moves() -> None:
+    objective = Objective(DrAdvantage(), terms=(Papo(coef=0.1),))
+    assert updates_of_two_ranks(objective, Prompts(pictures=False), Same()) == [[False, False]] * 2
+    assert updates_of_two_ranks(objective, OnePicture(), Same()) == [[True, True]] * 2
+    assert updates_of_two_ranks(Objective(DrAdvantage()), OnePicture(), Same()) == [[False, False]] * 2
+    kl = Objective(DrAdvantage(), terms=(KL(coef=0.1),))
+    assert updates_of_two_ranks(kl, Prompts(pictures=False), Same()) == [[True, True]] * 2
 
 
 # ---- refill

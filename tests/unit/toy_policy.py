@@ -113,7 +113,8 @@ class ToyPolicy:
         self.followed.append(decay)
 
     def measure(self, name: str, rollout: Rollout, micro_batch: int) -> Tensor:
-        return torch.tensor([0.9 if sample.text and "1" in sample.text else 0.1 for sample in rollout.samples])
+        said = torch.tensor([float("2" in (sample.text or "")) for sample in rollout.samples])
+        return said if name == "rac" else 0.1 + 0.8 * said
 
 
 class Ones:

@@ -107,9 +107,9 @@ class RLWork:
         self.samples_per_step = section.prompts_per_step * section.group_size
         self.replays = are_replayed(section.old_log_probs, policy)
         self.history = History() if stage.objective.advantage.remembers else None
-        self.slow: Any = policy if stage.objective.follows is not None else None
-        if self.slow is not None:
-            self.slow.keep_slow()
+        if stage.objective.follows is not None:
+            slow: Any = policy
+            slow.keep_slow()
         self.token: str | None = None
         self.parity_checked = False
         self.scored = False
@@ -152,7 +152,8 @@ class RLWork:
         """Move the slow copy of the weights where `done` updates of the stage are made and it is its turn."""
         how = self.objective.follows
         if how is not None and done % how.every == 0:
-            self.slow.follow(how.decay)
+            slow: Any = self.policy
+            slow.follow(how.decay)
 
     def _rounds(self, steps: Tensor, step: int, meter: Meter) -> tuple[list[Round], Scored]:
         """The rollouts of a step and what the advantages see of them, from rewards gathered from all ranks: every rank

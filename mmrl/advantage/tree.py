@@ -86,8 +86,8 @@ def segments(value: Floats, group: Ints, node: Ints, sibling_std: bool) -> Float
         children[way[:-1]].append(way)
     known: dict[Path, float] = {}
     for way in (way for own in list(children.values()) for way in own):  # the longest first: children before parents
-        parts = [known[child] for child in children.get(way, ())]
-        known[way] = float(np.mean([*parts, np.mean(leaves[way])] if way in leaves else parts))
+        ends = [float(np.mean(leaves[way]))] if way in leaves else []
+        known[way] = float(np.mean([known[child] for child in children.get(way, ())] + ends))
     worth = dict(known)
     for parent, own in children.items():
         if not sibling_std or not parent or len(own) < 2:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmrl.data.puzzles.orders import Credit, any_order, shuffled, verify_order
+from mmrl.data.puzzles.orders import Credit, shuffled, verify_order, written
 from mmrl.data.puzzles.puzzle import Pictures, Puzzle, PuzzleMaker, Verdict
 from mmrl.errors import UserError
 
@@ -26,7 +26,7 @@ class Jigsaw(PuzzleMaker):
 
     kind = "jigsaw"
     levels: ClassVar[Mapping[int, str]] = {level: f"{grid} x {grid} tiles" for level, grid in GRIDS.items()}
-    chance: ClassVar[Mapping[int, float]] = {1: 1 / 4, 2: 1 / 9, 3: 1 / 16}
+    chance: ClassVar[Mapping[int, float]] = {level: 1 / (grid * grid - 1) for level, grid in GRIDS.items()}
 
     size: int = Field(default=224, ge=32, le=2048)
     """Side of the picture in pixels, gaps included."""
@@ -66,7 +66,7 @@ class Jigsaw(PuzzleMaker):
             f"tile {', '.join(map(str, order[row * grid : (row + 1) * grid]))}" for row in range(grid)
         )
         target = {"order": order, "columns": grid, "credit": self.credit}
-        return Puzzle(question, (shown,), target, ",".join(map(str, order)), {"rationale": f"{rationale}."})
+        return Puzzle(question, (shown,), target, written(order), {"rationale": f"{rationale}."})
 
     def _tiles(self, rng: np.random.Generator, pictures: Pictures, grid: int, tile: int, cut: int) -> list[np.ndarray]:
         """Tiles (tile, tile, 3) of a picture, row by row, no two alike."""
@@ -91,8 +91,8 @@ class Jigsaw(PuzzleMaker):
 
     @classmethod
     def random_answer(cls, rng: np.random.Generator, target: Mapping[str, Any]) -> str:
-        """Any order of the tiles."""
-        return any_order(len(target["order"]), rng)
+        """An order that may be right: one in which no tile is at its own place."""
+        return written(shuffled(len(target["order"]), rng))
 
 
 def closest(pictures: list[np.ndarray]) -> float:

@@ -70,6 +70,14 @@ def shuffled(n: int, rng: np.random.Generator) -> list[int]:
             return [int(piece) for piece in order]
 
 
-def any_order(n: int, rng: np.random.Generator) -> str:
-    """A random permutation as an answer."""
-    return ",".join(str(int(piece) + 1) for piece in rng.permutation(n))
+def not_as_shown(n: int, rng: np.random.Generator) -> list[int]:
+    """Any order but 1, 2, ..., n. One without any number at its place would do too, but of those three pieces have only two."""
+    while True:
+        order = [int(number) + 1 for number in rng.permutation(n)]
+        if order != sorted(order):
+            return order
+
+
+def written(order: Sequence[int]) -> str:
+    """An order as an answer: "2,1,3"."""
+    return ",".join(map(str, order))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmrl.data.puzzles.clips import VideoMaker
 from mmrl.data.puzzles.jigsaw import closest
-from mmrl.data.puzzles.orders import Credit, any_order, verify_order
+from mmrl.data.puzzles.orders import Credit, not_as_shown, verify_order, written
 from mmrl.data.puzzles.puzzle import Pictures, Puzzle, Verdict
 from mmrl.data.puzzles.spans import show_time
 from mmrl.errors import UserError
@@ -23,8 +23,10 @@ TRIES = 20
 
 
 def _chance(n: int) -> float:
-    """Mean credit of a random order: 1 - ((n^2 - 1) / 3) / floor(n^2 / 2)."""
-    return 1 - (n * n - 1) / 3 / (n * n // 2)
+    """Mean credit of one of the N - 1 orders that may be right for another: of all N = n! orders, against any one of them,
+    it is c = 1 - ((n^2 - 1) / 3) / floor(n^2 / 2); the order as it is shown, worth 1 for itself, is neither."""
+    c, orders = 1 - (n * n - 1) / 3 / (n * n // 2), math.factorial(n)
+    return (orders**2 * c - 2 * orders * c + 1) / (orders - 1) ** 2
 
 
 class TemporalJigsaw(VideoMaker):
@@ -57,7 +59,7 @@ class TemporalJigsaw(VideoMaker):
         """
         self.check_level(level)
         n = CLIPS[level]
-        order = _not_as_shown(n, rng)
+        order = not_as_shown(n, rng)
         happened = self._clips(rng, n, pictures)
         shown = [happened[order.index(number)] for number in range(1, n + 1)]
         if self.joined:
@@ -76,7 +78,7 @@ class TemporalJigsaw(VideoMaker):
             question=f"{given}\nIn which order did they happen? Give {n} numbers with commas between them, the earliest clip first.",
             media=media,
             target={"order": order, "credit": self.credit},
-            answer=",".join(map(str, order)),
+            answer=written(order),
             meta={"rationale": f"From the earliest to the latest the clips are {numbers}.", "fps": self.fps},
         )
 
@@ -99,8 +101,8 @@ class TemporalJigsaw(VideoMaker):
 
     @classmethod
     def random_answer(cls, rng: np.random.Generator, target: Mapping[str, Any]) -> str:
-        """Any order of the clips."""
-        return any_order(len(target["order"]), rng)
+        """An order that may be right: any but the one shown."""
+        return written(not_as_shown(len(target["order"]), rng))
 
 
 def part_frames(clip: int, trim: float, gap: int) -> tuple[int, int]:
@@ -111,10 +113,3 @@ def part_frames(clip: int, trim: float, gap: int) -> tuple[int, int]:
         cut += 1
     return clip + 2 * cut, cut
 
-
-def _not_as_shown(n: int, rng: np.random.Generator) -> list[int]:
-    """Any order but 1, 2, ..., n. One without any number at its place would do too, but of those three clips have only two."""
-    while True:
-        order = [int(number) + 1 for number in rng.permutation(n)]
-        if order != sorted(order):
-            return order

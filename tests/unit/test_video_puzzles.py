@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from mmrl import video
-from mmrl.data.puzzles import clips, temporal_jigsaw
+from mmrl.data.puzzles import clips, orders, temporal_jigsaw
 from mmrl.data.puzzles.anomalies import KINDS, MOTION_KINDS, PICTURE_KINDS, perturbed
 from mmrl.data.puzzles.clips import VideoMaker, moving_shapes, through_file, video_files
 from mmrl.data.puzzles.counting_video import CountingVideo, mean_credit
@@ -420,7 +420,7 @@ def test_parts_are_trimmed_and_leave_a_gap() -> None:
 
 def test_any_order_but_the_one_shown_is_equally_likely() -> None:
     generator = rng()
-    drawn = [tuple(temporal_jigsaw._not_as_shown(3, generator)) for _ in range(2000)]
+    drawn = [tuple(orders.not_as_shown(3, generator)) for _ in range(2000)]
     counts = {order: drawn.count(order) for order in itertools.permutations((1, 2, 3))}
     assert counts[1, 2, 3] == 0
     assert all(330 < count < 470 for order, count in counts.items() if order != (1, 2, 3))
@@ -436,7 +436,7 @@ def naive_displacement(order: list[int], guess: list[int]) -> float:
 
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_partial_credit_of_every_order(n: int) -> None:
-    order = temporal_jigsaw._not_as_shown(n, rng(n))
+    order = orders.not_as_shown(n, rng(n))
     target = {"order": order, "credit": "displacement"}
     scores = []
     for guess in itertools.permutations(range(1, n + 1)):
@@ -456,7 +456,7 @@ def test_naming_the_clips_as_they_are_shown_is_worth_less_than_chance() -> None:
         shown = ",".join(str(number) for number in range(1, n + 1))
         verdicts = [
             TemporalJigsaw.verify(
-                {"order": temporal_jigsaw._not_as_shown(n, rng(seed)), "credit": "displacement"}, shown
+                {"order": orders.not_as_shown(n, rng(seed)), "credit": "displacement"}, shown
             )
             for seed in range(600)
         ]

@@ -122,7 +122,7 @@ def naive_logits(policy: TinyQwen3VL, prompt: Prompt, answer: Tensor, view: str 
 @pytest.mark.parametrize("scoring", ENGINES)
 def test_the_first_ratio_is_one(scoring: str, temperature: float) -> None:
     policy = policy_of(scoring=scoring)
-    assert policy.engine.name == scoring
+    assert policy.runner.name == scoring
     rollout = roll(policy, temperature=temperature)
     assert rollout.mask.any(1).all() and (rollout.log_prob[~rollout.mask] == 0).all()
     assert (replayed(policy, rollout) - rollout.log_prob).abs().max() < 2e-5

@@ -12,7 +12,7 @@ import torch
 
 from mmrl.curriculum.rounds import Round
 from mmrl.distributed import Group
-from mmrl.errors import RunError, UserError
+from mmrl.errors import RunError
 from mmrl.meter import Meter
 from mmrl.objective.correction import Correction
 
@@ -29,11 +29,11 @@ def publish(policy: Any, version: str, group: Group) -> None:
     """Hand the present weights to what draws for `policy`, where that is not the policy itself: one rank writes, and the
     others follow when it has done so. Raises on every rank what stopped one of them."""
     for writes in (True, False):
-        problem: UserError | None = None
+        problem: Exception | None = None
         if writes == group.main:
             try:
                 policy.publish(version, writes)
-            except UserError as error:
+            except Exception as error:  # raised again on every rank, so that no rank waits for ever
                 problem = error
         group.raise_together(problem)
 

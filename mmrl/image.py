@@ -14,7 +14,9 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any opened picture in RGB. Raises what Pillow raises for broken data."""
+    """Any opened picture in RGB. Raises what Pillow raises for broken data, and ValueError for more than 8 bits a channel."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(f"its pixels are of mode {image.mode}; expected 8 bits a channel, so convert it first")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

@@ -262,8 +262,8 @@ class RLWork:
         correction, drawn_by_engine = self.objective.correction, rounds[0].rollout.engine_log_prob is not None
         if drawn_by_engine and self.stage.section.old_log_probs != "rollout":
             compare(rounds, self.group, meter, self._warn)
-        if drawn_by_engine and correction is None:
-            self._warn(UNCORRECTED)
+            if correction is None:
+                self._warn(UNCORRECTED)
         if correction is not None:
             correct(correction, rounds, self.group, meter)
 
@@ -328,7 +328,9 @@ class RLWork:
                         with torch.set_grad_enabled((view, model) in objective.gradients):
                             others[view, model] = policy.replay(rollout, chunk, view, model)
                     out = policy.replay(rollout, chunk)
-                    batch = UnitBatch.of(chunk, rollout.log_prob, own, weight, step_weight, seen, progress, part.measured)
+                    batch = UnitBatch.of(
+                        chunk, rollout.log_prob, own, weight, step_weight, seen, progress, part.measured
+                    )
                     loss, metrics = objective.loss(out, batch.to(out.log_prob.device), others, policy.divergence)
                     meter.metrics(metrics)
                     yield loss

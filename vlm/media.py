@@ -13,11 +13,10 @@ import numpy as np
 from PIL import Image
 
 from mmrl.errors import UserError
-from mmrl.image import read_image
+from mmrl.image import SUFFIXES, read_image
 from mmrl.rollout import Prompt
 from mmrl.video import open_video, spread
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FRAME_FACTOR = 2
 """The number of frames is a multiple of this: two frames are one temporal patch."""
 
@@ -101,7 +100,7 @@ def load_media(prompt: Prompt, rule: FrameRule, pixels: bool = True) -> list[Med
             path = Path(item)
             if not path.is_file():
                 raise UserError(f"{where}: no file {path.absolute()}")
-            read = _read_image if path.suffix.lower() in IMAGE_SUFFIXES else _read_video
+            read = _read_image if path.suffix.lower() in SUFFIXES else _read_video
             found.append(read(path, where, rule, pixels))
         else:
             raise UserError(f"{where} is a {type(item).__name__}; expected a uint8 array or the path of a file")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
+from mmrl.errors import UserError
 from mmrl.weights import Choice
 
 PART = "model"
@@ -56,6 +57,15 @@ class VlmTrainSpec(BaseModel):
     def choice(self, model: nn.Module) -> Choice:
         """What this means for a loaded model."""
         towers, mergers = vision_parts(model)
+        for wanted, found, what in (
+            (self.freeze_vision, towers, "freeze_vision"),
+            (self.freeze_merger, mergers, "freeze_merger"),
+        ):
+            if wanted and not found:
+                raise UserError(
+                    f"train.{what}: no such part of {type(model).__name__} is known by its name; leave it out and name what is "
+                    "trained in train.parameters (mode full) or train.targets (mode lora)"
+                )
         frozen = (towers if self.freeze_vision else ()) + (mergers if self.freeze_merger else ())
         if self.freeze_vision and not self.freeze_merger:
             frozen = tuple(leaf for tower in towers for leaf in _without(model, tower, mergers))

@@ -112,4 +112,3 @@ def part_frames(clip: int, trim: float, gap: int) -> tuple[int, int]:
     while cut < trim * (clip + 2 * cut):
         cut += 1
     return clip + 2 * cut, cut
-

@@ -48,6 +48,10 @@ class GrpoCare(Shaping):
     """Name of the reward that says whether an answer is right; default: the total."""
 
     @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        return () if self.accuracy is None else (self.accuracy,)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return ("consistency",) if self.weight else ()
 

@@ -39,6 +39,10 @@ class GrpoLambda(Shaping):
     accuracy: str | None = None
     """Name of the reward that says whether an answer is right; default: the total."""
 
+    @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        return () if self.accuracy is None else (self.accuracy,)
+
     def before(self, scored: Scored) -> Scored:
         if not self.weight:
             return scored

@@ -38,6 +38,10 @@ class Rac(Shaping):
         return self
 
     @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        return () if self.accuracy is None else (self.accuracy,)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return ("rac",)
 

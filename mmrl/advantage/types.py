@@ -125,6 +125,11 @@ class Shaping(Component):
         return ()
 
     @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        """Names of the stage's rewards that are read one by one."""
+        return ()
+
+    @property
     def follows(self) -> Following | None:
         """How the slow copy of the weights moves that the measurements are made with; None when they need none."""
         return None

@@ -127,6 +127,13 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
     build.check(
         (*path, "objective", "steps", "select"), stage.objective.select.validate_for, policy.plan_steps(stage.plan)
     )
+    for number, shaping in enumerate(stage.objective.shaping):
+        for name in shaping.reads_rewards:
+            if name not in stage.rewards:
+                build.problem(
+                    (*path, "objective", "shaping", number),
+                    f"reads a reward '{name}', which this stage does not have (it has: {', '.join(stage.rewards)})",
+                )
     if stage.objective.correction is not None and section.old_log_probs == "rollout":
         build.problem(
             (*path, "old_log_probs"),

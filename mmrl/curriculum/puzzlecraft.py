@@ -44,6 +44,10 @@ class PuzzleCraft(Shaping):
     reward: str | None = None
     """Name of the reward whose mean is the difficulty; default: the total."""
 
+    @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        return () if self.reward is None else (self.reward,)
+
     def __call__(self, advantage: Floats, scored: Scored) -> Floats:
         if not self.strength:
             return advantage

@@ -689,3 +689,10 @@ def test_media_that_cannot_be_read_are_all_named_when_asked_for(tmp_path: Path) 
     assert video.startswith(f"{tmp_path / 'rows.jsonl'}:3: medium 1: {tmp_path / 'cut.mp4'} is not a video")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows[0]) + "\n" for _ in range(2)))
     assert check_media(load(str(tmp_path / "media.yaml"))) == 2
+
+
+def test_a_shaping_reads_a_reward_that_is_there() -> None:
+    with pytest.raises(
+        ConfigError, match=r"reads a reward 'rihgt', which this stage does not have \(it has: right, format\)"
+    ):
+        load("methods/puzzlecraft", ["stages.rl.objective.shaping.0.reward=rihgt"])

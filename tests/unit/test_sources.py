@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from mmrl.components import build, resolve, table
 from mmrl.data.records import Columns, prompt_of
 from mmrl.errors import UserError
+from mmrl.image import read_image
 from mmrl.rollout import Prompt
 
 Write = Callable[..., Path]
@@ -445,3 +446,11 @@ def test_pictures_become_rgb(folder: Path) -> None:
     ):
         image.save(folder / "0.png")
         assert (examples("folder", folder).example(0).images[0] == expected).all()
+
+
+def test_pictures_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
+    with pytest.raises(
+        UserError, match=r"deep\.png is broken: its pixels are of mode I[^\n]*expected 8 bits a channel"
+    ):
+        read_image(tmp_path / "deep.png")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from mmrl import video
-from mmrl.data.puzzles import clips, orders, temporal_jigsaw
+from mmrl.data.puzzles import clips, orders
 from mmrl.data.puzzles.anomalies import KINDS, MOTION_KINDS, PICTURE_KINDS, perturbed
 from mmrl.data.puzzles.clips import VideoMaker, moving_shapes, through_file, video_files
 from mmrl.data.puzzles.counting_video import CountingVideo, mean_credit
@@ -455,9 +455,7 @@ def test_naming_the_clips_as_they_are_shown_is_worth_less_than_chance() -> None:
     for level, n in CLIPS.items():
         shown = ",".join(str(number) for number in range(1, n + 1))
         verdicts = [
-            TemporalJigsaw.verify(
-                {"order": orders.not_as_shown(n, rng(seed)), "credit": "displacement"}, shown
-            )
+            TemporalJigsaw.verify({"order": orders.not_as_shown(n, rng(seed)), "credit": "displacement"}, shown)
             for seed in range(600)
         ]
         mean = np.mean([verdict.score for verdict in verdicts])

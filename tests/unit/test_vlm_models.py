@@ -253,3 +253,9 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     tiny.save(model, processor, tmp_path)
     with pytest.raises(UserError, match="has no chat template; use the instruction-tuned variant"):
         policy_of(tmp_path)
+
+
+def test_freezing_what_has_no_known_name_is_refused() -> None:
+    for key in ("freeze_vision", "freeze_merger"):
+        with pytest.raises(UserError, match=f"train.{key}: no such part of Linear is known by its name"):
+            VlmTrainSpec.model_validate({key: True}).choice(torch.nn.Linear(2, 2))

@@ -48,6 +48,10 @@ class Vllm(RolloutEngine):
             raise UserError("policy.engine vllm needs vLLM, which is not installed: pip install 'mmrl[vllm]'")
         if not torch.cuda.is_available():
             raise UserError("policy.engine vllm needs a CUDA device, and torch finds none here; use {kind: own}")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "policy.engine vllm runs with one process; for several, start a server and use {kind: vllm_server}"
+            )
 
     def publish(self, policy: VlmPolicy, version: str, writes: bool) -> None:
         root = None if self.weights_dir is None else os.path.join(self.weights_dir, os.environ.get("RANK", "0"))
@@ -64,7 +68,6 @@ class Vllm(RolloutEngine):
     def _start(self, policy: VlmPolicy, folder: str) -> Any:
         from vllm import LLM  # type: ignore[import-not-found,unused-ignore]
 
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         return LLM(
             model=folder,
             dtype=policy.dtype,
@@ -76,7 +79,6 @@ class Vllm(RolloutEngine):
             generation_config="vllm",
             mm_processor_kwargs=self.mm_processor_kwargs or None,
             seed=0,
-            **({"distributed_executor_backend": "external_launcher"} if several else {}),
         )
 
     def _wake(self) -> None:

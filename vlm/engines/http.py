@@ -21,6 +21,7 @@ SHOWN = 300
 def is_loopback(url: str) -> bool:
     """Whether the host of `url` is this machine alone. Raises ValueError for what is no http(s) URL."""
     parts = urlsplit(url)
+    _ = parts.port  # raises ValueError where it is no number
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError(f"got {url!r}; expected http://HOST:PORT or https://HOST:PORT")
     if parts.hostname == "localhost":
@@ -48,9 +49,11 @@ class Client:
     def __init__(self, url: str, timeout: float, retries: int, wait: float, token_env: str | None) -> None:
         self.httpx = require_httpx()
         self.url, self.retries, self.wait = url.rstrip("/"), retries, wait
-        token = None if token_env is None else os.environ.get(token_env)
+        token = None if token_env is None else os.environ.get(token_env, "").strip()
         if token_env is not None and not token:
             raise UserError(f"policy.engine.token_env: the environment variable {token_env} is not set")
+        if token and not (token.isascii() and token.isprintable()):  # a library's error would print it
+            raise UserError(f"policy.engine.token_env: {token_env} holds characters that no token has")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = self.httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self.client = self.httpx.Client(headers=headers, timeout=limits, trust_env=False)

@@ -444,11 +444,18 @@ def test_partial_credit_of_every_order(n: int) -> None:
         assert verdict.score == pytest.approx(naive_displacement(order, list(guess))) and verdict.parsed
         assert verdict.exact == (list(guess) == order) == (verdict.score == 1)
         scores.append(verdict.score)
-    assert min(scores) == 0 and np.mean(scores) == pytest.approx(TemporalJigsaw.chance[{3: 1, 4: 2, 6: 3}[n]])
+    assert min(scores) == 0 and np.mean(scores) == pytest.approx(1 - (n * n - 1) / 3 / (n * n // 2))
     nearly, worse = order.copy(), order.copy()
     nearly[0], nearly[1] = nearly[1], nearly[0]
     worse[0], worse[-1] = worse[-1], worse[0]
     assert 1 > naive_displacement(order, nearly) > naive_displacement(order, worse)
+
+
+@pytest.mark.parametrize(("level", "n"), [(1, 3), (2, 4)])
+def test_chance_is_that_of_orders_that_may_be_right(level: int, n: int) -> None:
+    may_be = [list(order) for order in itertools.permutations(range(1, n + 1))][1:]  # without the one shown
+    scores = [naive_displacement(order, guess) for order in may_be for guess in may_be]
+    assert TemporalJigsaw.chance[level] == pytest.approx(np.mean(scores))
 
 
 def test_naming_the_clips_as_they_are_shown_is_worth_less_than_chance() -> None:

@@ -187,7 +187,7 @@ def test_a_chat_template_without_an_image_slot(tmp_path: Path) -> None:
     error = failure("train", config, f"run.dir={tmp_path / 'run'}", model)
     assert (
         "has 1 images, but the model's chat template writes 0 image placeholders" in error
-        and "prompt 'puzzles:" in error
+        and "prompt 'demonstrations:" in error
     )
 
 

@@ -86,7 +86,7 @@ class Correction(Component):
     """Base of the kind `correction`. Refused where the rollout has no log-probs of an engine."""
 
     normalize: bool = False
-    """Divide the factors by their mean over the rollout (all ranks)."""
+    """Divide the factors by their mean over the trained samples (all ranks)."""
 
     def factor(self, old: Tensor, engine: Tensor, mask: Tensor) -> Tensor:
         """Factor of each step's policy loss `(N, S)` float32, not normalised, 0 outside `mask (N, S)` bool."""

@@ -2,9 +2,9 @@
 
 COMPONENTS: dict[str, dict[str, str]] = {
     "policy": {
-        "sd3": "mmrl.generative.models:SD3",
-        "sd15": "mmrl.generative.models:SD15",
-        "tiny_sd3": "mmrl.generative.models:TinySD3",
-        "tiny_sd15": "mmrl.generative.models:TinySD15",
+        "sd3": "mmrl.generative.families.sd3:SD3",
+        "sd15": "mmrl.generative.families.sd15:SD15",
+        "tiny_sd3": "mmrl.generative.families.tiny:TinySD3",
+        "tiny_sd15": "mmrl.generative.families.tiny:TinySD15",
     }
 }

@@ -53,7 +53,7 @@ def denoise(
         chosen = [plan.stochastic == "all" or bool(on) for on in trained]
     slots = [-1] * (plan.num_steps + 1) if trained is None else storage(trained).tolist()
     first = chosen.index(True) if True in chosen else plan.num_steps
-    shape = policy.adapter.latent_shape(*policy.adapter.size(plan.height, plan.width))
+    shape = policy.adapter.latent_shape(policy.adapter.size(plan))
     own = Noise([draw.seed for draw in draws], shape, policy.device)
     shared = trained is not None and plan.start_noise == "shared"
     heads, which = _heads(draws, shared=shared and first > 0)
@@ -73,7 +73,7 @@ def denoise(
         output = policy.predict(x, schedule.timesteps[steps], cond, plan.guidance_scale)
         noise = own.draw() if stochastic else None
         step = policy.transition(output, x, schedule, steps, plan, stochastic=stochastic, noise=noise)
-        forwards += len(x) * plan.forwards_per_step
+        forwards += len(x) * policy.passes_per_step(plan)
         x = step.x_next
         found.append(step)
     if len(x) < len(draws):
@@ -94,7 +94,7 @@ def _heads(draws: Sequence[Draw], shared: bool) -> tuple[list[int], Tensor]:
 
 
 def _guided(policy: DenoisingPolicy, conditioning: Conditioning, draws: Sequence[Draw], plan: Any) -> Guided:
-    return policy.rows(conditioning, [draw.prompt.text for draw in draws], plan)
+    return policy.rows(conditioning, [policy.ask(draw.prompt, plan) for draw in draws], plan)
 
 
 def _columns(step: Transition, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,13 +59,14 @@ class DiffusionPolicy(DenoisingPolicy):
         """Denoising, `(B,)` with gradient: x = sqrt(ab) x0 + sqrt(1 - ab) eps, error of epsilon or of
         v = sqrt(ab) eps - sqrt(1 - ab) x0, at a timestep drawn uniformly."""
         spec = self._spec
-        x0 = self.adapter.encode_images([example.images[0] for example in examples])
+        x0 = self.latents_of(examples)
         noise = Noise(seeds, x0.shape[1:], self.device)
-        texts = self._dropped(examples, noise, spec.caption_dropout)
+        views = self._dropped(noise, spec.caption_dropout)
+        asks = self.asks(examples, views)
         table = self.adapter.pipe.scheduler.alphas_cumprod.float()
         t = (noise.uniform() * len(table)).long().clamp_max(len(table) - 1)
         eps, ab = noise.draw(), expand(table[t], x0)
         x = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
-        output = self.predict(x, t.float(), (self._conditioning(texts).rows(texts, self.device), None), 1.0)
+        output = self.predict(x, t.float(), self.supervised_rows(asks), 1.0)
         target = eps if self.prediction == "epsilon" else ab.sqrt() * eps - (1 - ab).sqrt() * x0
         return rows_mean((output - target) ** 2)

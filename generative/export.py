@@ -70,7 +70,7 @@ def _metadata(policy: DenoisingPolicy) -> dict[str, Any]:
 def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     """The text of README.md for the sampling settings of `plan`."""
     adapter = policy.adapter
-    height, width = adapter.size(plan.height, plan.width)
+    size = adapter.size(plan)
     dtype = str(adapter.dtype)
     load = f'pipe = {adapter.pipeline}.from_pretrained("PATH", dtype={dtype})'
     if to == "peft":
@@ -80,8 +80,9 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     arguments: dict[str, Any] = {
         "num_inference_steps": plan.num_steps,
         "guidance_scale": float(plan.guidance_scale),
-        "height": height,
-        "width": width,
+        "height": size.height,
+        "width": size.width,
+        **({"num_frames": size.frames} if adapter.makes == "video" else {}),
         **adapter.call_options(),
     }
     imports, adjust, notes = _solver(policy, plan, to)
@@ -95,7 +96,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         load=load,
         adjust=adjust.replace("# sigmas\n", ""),
         arguments="\n".join(f"    {name}={value!r}," for name, value in arguments.items()),
-        shape=(1, *adapter.latent_shape(height, width)),
+        shape=(1, *adapter.latent_shape(size)),
         dtype=dtype,
         notes=notes,
     )

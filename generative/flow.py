@@ -39,8 +39,8 @@ class FlowPolicy(DenoisingPolicy):
     def schedule(self, plan: FlowSampling) -> FlowSchedule:
         if plan.shift is not None:
             return shifted_schedule(plan.num_steps, plan.shift)
-        tokens = self.adapter.image_tokens(*self.adapter.size(plan.height, plan.width))
-        return flow_schedule(self.adapter.pipe.scheduler, plan.num_steps, tokens)
+        tokens, sigmas = self.adapter.tokens(self.adapter.size(plan)), self.adapter.sigmas(plan.num_steps)
+        return flow_schedule(self.adapter.pipe.scheduler, plan.num_steps, tokens, sigmas)
 
     def transition(
         self,
@@ -79,15 +79,16 @@ class FlowPolicy(DenoisingPolicy):
         1/sigma (`balanced`) or 1 (`sample`). Where the network predicts samples sigma is no less than `min_sigma` there.
         """
         spec = self._spec
-        x0 = self.adapter.encode_images([example.images[0] for example in examples])
+        x0 = self.latents_of(examples)
         noise = Noise(seeds, x0.shape[1:], self.device)
-        texts = self._dropped(examples, noise, spec.caption_dropout)
+        views = self._dropped(noise, spec.caption_dropout)
+        asks = self.asks(examples, views)
         u = noise.uniform().clamp(1e-4, 1 - 1e-4)
         sigma = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
         sigma = shift_sigmas(sigma, spec.noise_shift)
         eps, s = noise.draw(), expand(sigma, x0)
         x = (1 - s) * x0 + s * eps
-        output = self.predict(x, sigma * 1000, (self._conditioning(texts).rows(texts, self.device), None), 1.0)
+        output = self.predict(x, sigma * 1000, self.supervised_rows(asks), 1.0)
         power = LOSS_POWER[spec.loss]
         if self.prediction == "sample":
             return rows_mean((output - x0) ** 2 / s.clamp_min(spec.min_sigma) ** power)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrl.generative.conditioning import Conditioning
+from mmrl.generative.conditioning import Ask, Conditioning
 from mmrl.generative.plan import DenoisingPlan
 from mmrl.rollout import Chunk
 
@@ -25,7 +25,7 @@ class Payload:
 
     plan: DenoisingPlan
     schedule: Any
-    texts: list[str]
+    asks: list[Ask]
     latents: Tensor
     slot: Tensor
     final: Tensor

@@ -35,17 +35,20 @@ class Sampling(BaseModel):
 
     num_steps: PositiveInt = 10
     guidance_scale: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance; 1.0 is none and costs half."""
+    """Classifier-free guidance; 1.0 is none and costs half. Guidance-distilled models are told the number, at no cost."""
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     """Size in pixels; default: what the model was made for."""
+    num_frames: PositiveInt | None = None
+    """Frames of a video; default: what the model was made for."""
+    fps: PositiveInt | None = None
+    """Frames per second of a video; default: what the model was made for."""
+    negative_prompt: str = ""
+    """What guidance moves away from."""
     micro_batch: PositiveInt = 64
     """Images per forward pass without gradient."""
-
-    @property
-    def forwards_per_step(self) -> int:
-        """Network passes per prediction: 2 with guidance (one doubled batch), else 1."""
-        return 2 if self.guidance_scale > 1 else 1
+    decode_batch: PositiveInt | None = None
+    """Images (videos) that the VAE decodes at once; default: `micro_batch`."""
 
 
 class FlowSampling(Sampling):

@@ -20,9 +20,9 @@ from mmrl import lora
 from mmrl.components import Component
 from mmrl.errors import UserError
 from mmrl.generative import export
-from mmrl.generative.adapters.base import Adapter
-from mmrl.generative.conditioning import Conditioning, ConditioningCache, Tensors
+from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors, stacked
 from mmrl.generative.denoise import denoise
+from mmrl.generative.families.base import Adapter
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order, storage
 from mmrl.generative.plan import DenoisingPlan, Sampling
@@ -95,7 +95,7 @@ class DenoisingPolicy(Component):
 
     def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
         """Network passes per image; one with guidance counts as two."""
-        c = plan.forwards_per_step
+        c = self.passes_per_step(plan)
         return {"rollout": float(plan.num_steps * c), "update": float(trained * replays * c)}
 
     # -- the loaded model
@@ -104,7 +104,12 @@ class DenoisingPolicy(Component):
         """Load (or make) the model. Raises UserError when it cannot be loaded."""
         self._adapter = self.make_adapter(torch.device(device))
         self._weights = Weights(self._adapter.modules)
-        self._cache = ConditioningCache(self._adapter.encode)
+        folder = getattr(self, "prompt_cache", None)
+        self._cache = ConditioningCache(
+            self._adapter.encode,
+            folder=None if folder is None else Path(folder),
+            identity="" if folder is None else self.model_dump_json(exclude={"prompt_cache", "vae_tiling"}),
+        )
 
     def check_loaded(self, train: Any | None, plan: Any | None) -> None:
         """Raises UserError when the parts, patterns or LoRA targets of `train`, or the size, steps or scheduler that `plan`
@@ -112,7 +117,7 @@ class DenoisingPolicy(Component):
         if train is not None:
             self.weights.select(train.choice(self.adapter))
         if plan is not None:
-            self.adapter.size(plan.height, plan.width)
+            self.adapter.size(plan)
             try:
                 self.schedule(plan)
             except UserError:
@@ -139,6 +144,19 @@ class DenoisingPolicy(Component):
     @property
     def device(self) -> torch.device:
         return self.adapter.device
+
+    @property
+    def media_role(self) -> str | None:
+        """What the media of a prompt are to the model: None (it takes none), "first_frame" or "edit"."""
+        return self.adapter_type.media_role
+
+    def guides(self, plan: Any) -> bool:
+        """Whether a prediction takes a second pass, with the negative prompt."""
+        return plan.guidance_scale > 1 and not self.adapter_type.distilled
+
+    def passes_per_step(self, plan: Any) -> int:
+        """Network passes of one prediction: 2 with guidance (one doubled batch), else 1."""
+        return 2 if self.guides(plan) else 1
 
     # -- what a family of models fills in
 
@@ -180,8 +198,8 @@ class DenoisingPolicy(Component):
         if len(steps) != plan.num_steps:
             raise UserError(f"steps has {len(steps)} entries, but the plan has num_steps {plan.num_steps}")
         steps = steps.cpu().bool()
-        schedule, texts = self.schedule(plan), [draw.prompt.text for draw in draws]
-        conditioning = self._conditioning(self._with_blank(texts, plan))
+        schedule, asks = self.schedule(plan), [self.ask(draw.prompt, plan) for draw in draws]
+        conditioning = self.conditioned(self.needed(asks, plan))
         parts = [
             denoise(self, draws[at : at + plan.micro_batch], conditioning, plan, schedule, steps)
             for at in range(0, len(draws), plan.micro_batch)
@@ -190,7 +208,7 @@ class DenoisingPolicy(Component):
         payload = Payload(
             plan=plan,
             schedule=schedule,
-            texts=texts,
+            asks=asks,
             latents=torch.cat([part.kept for part in parts]),
             slot=storage(steps),
             final=final,
@@ -211,8 +229,8 @@ class DenoisingPolicy(Component):
     def generate(self, draws: Sequence[Draw], plan: Any, view: str = "original") -> list[Sample]:
         """Images by the ODE, each from the noise of its own `draw.seed`; `plan` is a `sampling_type`."""
         _check_view(view)
-        schedule, texts = self.schedule(plan), ["" if view == "blank" else draw.prompt.text for draw in draws]
-        conditioning = self._conditioning(self._with_blank(texts, plan))
+        schedule, asks = self.schedule(plan), [self.ask(draw.prompt, plan, view) for draw in draws]
+        conditioning = self.conditioned(self.needed(asks, plan))
         samples: list[Sample] = []
         for at in range(0, len(draws), plan.micro_batch):
             some = draws[at : at + plan.micro_batch]
@@ -220,10 +238,13 @@ class DenoisingPolicy(Component):
         return samples
 
     def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
-        images = [image for part in final.split(plan.micro_batch) for image in self.adapter.decode(part)]
+        size = plan.decode_batch or plan.micro_batch
+        made = [one for part in final.split(size) for one in self.adapter.decode(part)]
+        if self.adapter.makes == "image":
+            return [Sample(d.prompt, images=(one,), meta={"seed": d.seed}) for d, one in zip(draws, made, strict=True)]
+        fps = plan.fps or self.adapter.default_fps
         return [
-            Sample(draw.prompt, images=(image,), meta={"seed": draw.seed})
-            for draw, image in zip(draws, images, strict=True)
+            Sample(d.prompt, video=one, meta={"seed": d.seed, "fps": fps}) for d, one in zip(draws, made, strict=True)
         ]
 
     # -- scoring
@@ -265,13 +286,15 @@ class DenoisingPolicy(Component):
     def _score(self, payload: Payload, chunk: Chunk, view: str, reference: bool) -> StepOutput:
         steps = chunk.steps[:, 0].cpu()
         x, x_next = payload.pair(chunk.rows, steps)
-        texts = ["" if view == "blank" else payload.texts[i] for i in chunk.rows.tolist()]
-        needed = self._with_blank(texts, payload.plan)
+        asks = [payload.asks[i] for i in chunk.rows.tolist()]
+        if view == "blank":
+            asks = [ask._replace(text="") for ask in asks]
+        needed = self.needed(asks, payload.plan)
         conditioning = payload.conditioning
         if conditioning is None or not set(needed) <= set(conditioning.index):
             # the cache holds the policy's encoders only; a reference with encoders of its own bypasses it
-            conditioning = self.encode_fresh(needed) if reference else self._conditioning(needed)
-        cond = self.rows(conditioning, texts, payload.plan)
+            conditioning = self.encode_fresh(needed) if reference else self.conditioned(needed)
+        cond = self.rows(conditioning, asks, payload.plan)
         output = self.predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
         step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
         return StepOutput(step.log_prob[:, None], dist=step)
@@ -279,18 +302,17 @@ class DenoisingPolicy(Component):
     # -- the network and what it is told
 
     def predict(self, x: Tensor, timestep: Tensor, cond: tuple[Tensors, Tensors | None], scale: float) -> Tensor:
-        """The guided network output, float32. Guidance is one doubled batch, [unconditional, conditional], of which the
-        unconditional half is detached: the gradient is `scale` times that of the conditional output."""
-        with_text, blank = cond
+        """The guided network output, float32. Guidance is one doubled batch, [negative, positive], of which the
+        negative half is detached: with plain guidance the gradient is `scale` times that of the positive output."""
+        positive, negative = cond
         timestep = timestep.to(x.device)
         with self._autocast():
-            if blank is None:
-                return self.adapter.predict(x, timestep, with_text)
-            both = {name: torch.cat([blank[name].detach(), value]) for name, value in with_text.items()}
+            if negative is None:
+                return self.adapter.predict(x, timestep, positive)
+            both = {name: torch.cat(_alike(negative[name].detach(), value)) for name, value in positive.items()}
             out = self.adapter.predict(torch.cat([x, x]), torch.cat([timestep, timestep]), both)
-        unconditional, conditional = out.chunk(2)
-        unconditional = unconditional.detach()
-        return unconditional + scale * (conditional - unconditional)
+        first, second = out.chunk(2)
+        return self.adapter.combine(first.detach(), second, scale, timestep, positive)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """The model's own dtype where float32 weights are trained of a model loaded in a lower one."""
@@ -303,27 +325,66 @@ class DenoisingPolicy(Component):
         choice = self.weights.choice
         return choice is not None and any(part != self.adapter.network_name for part in choice.parts)
 
-    def _with_blank(self, texts: Sequence[str], plan: Sampling) -> list[str]:
-        return [*texts, ""] if plan.guidance_scale > 1 else list(texts)
+    def ask(self, prompt: Prompt, plan: Any, view: str = "original") -> Ask:
+        """What the network is asked for a prompt seen through `view`. Raises UserError for media that are no pictures."""
+        text = "" if view == "blank" else prompt.text
+        if self.media_role is None:
+            return Ask(text)
+        if not prompt.media:
+            raise UserError(f"prompt '{prompt.id}' has no picture, but this model needs one ({self.media_role})")
+        return Ask(text, tuple(Picture.of(item) for item in prompt.media), self.adapter.size(plan))
 
-    def _conditioning(self, texts: Sequence[str]) -> Conditioning:
-        return self.encode_fresh(texts) if self._trains_encoders else self.cache.frozen(texts)
+    def asks(self, examples: Sequence[Sample], views: Sequence[str]) -> list[Ask]:
+        """What supervised examples ask for; the size is that of the example."""
+        found = []
+        for example, view in zip(examples, views, strict=True):
+            made = example.video if example.video is not None else example.images[0][None]
+            plan = self.sampling_type(height=made.shape[1], width=made.shape[2], num_frames=made.shape[0])
+            found.append(self.ask(example.prompt, plan, view))
+        return found
 
-    def encode_fresh(self, texts: Sequence[str]) -> Conditioning:
-        """Conditioning from the encoders as they are now, with gradient where they are trained."""
-        with self._autocast():
-            return self.cache.fresh(texts)
+    def latents_of(self, examples: Sequence[Sample]) -> Tensor:
+        """Clean latents `(B, ...)` of supervised examples. Raises UserError for an example without what the model makes."""
+        video = self.adapter.makes == "video"
+        for example in examples:
+            if (example.video is None) if video else not example.images:
+                raise UserError(f"example '{example.prompt.id}' has no {self.adapter.makes}, which this model makes")
+        made: list[Any] = [example.video if video else example.images[0] for example in examples]
+        return self.adapter.encode_images(made)
 
-    def rows(self, conditioning: Conditioning, texts: Sequence[str], plan: Any) -> tuple[Tensors, Tensors | None]:
-        """What the network is told for `texts`, one row each: conditional, and unconditional where the plan guides."""
-        blank = conditioning.rows([""] * len(texts), self.device) if plan.guidance_scale > 1 else None
-        return conditioning.rows(texts, self.device), blank
+    def needed(self, asks: Sequence[Ask], plan: Any) -> list[Ask]:
+        """The asks, and those that guidance under `plan` compares them with."""
+        return [*asks, *self._negatives(asks, plan)] if self.guides(plan) else list(asks)
 
     @staticmethod
-    def _dropped(examples: Sequence[Sample], noise: Noise, share: float) -> list[str]:
-        """Captions of supervised examples, empty for a random `share` of them."""
-        empty = noise.uniform() < share
-        return ["" if drop else e.prompt.text for e, drop in zip(examples, empty.tolist(), strict=True)]
+    def _negatives(asks: Sequence[Ask], plan: Any) -> list[Ask]:
+        return [ask._replace(text=plan.negative_prompt) for ask in asks]
+
+    def conditioned(self, asks: Sequence[Ask]) -> Conditioning:
+        """From the cache while the encoders are frozen, else fresh and with gradient."""
+        return self.encode_fresh(asks) if self._trains_encoders else self.cache.frozen(asks, self.device)
+
+    def encode_fresh(self, asks: Sequence[Ask]) -> Conditioning:
+        """Conditioning from the encoders as they are now, with gradient where they are trained."""
+        with self._autocast():
+            return self.cache.fresh(asks)
+
+    def rows(self, conditioning: Conditioning, asks: Sequence[Ask], plan: Any) -> tuple[Tensors, Tensors | None]:
+        """What the network is told for `asks`, one row each: positive, and negative where the plan guides."""
+        facts = self.adapter.facts(plan, len(asks))
+        positive = conditioning.rows(asks, self.device) | facts
+        if not self.guides(plan):
+            return positive, None
+        return positive, conditioning.rows(self._negatives(asks, plan), self.device) | facts
+
+    def supervised_rows(self, asks: Sequence[Ask]) -> tuple[Tensors, None]:
+        """What the network is told for supervised examples, without guidance."""
+        return self.rows(self.conditioned(asks), asks, self.sampling_type())[0], None
+
+    @staticmethod
+    def _dropped(noise: Noise, share: float) -> list[str]:
+        """Views of supervised examples, "blank" for a random `share` of them."""
+        return ["blank" if drop else "original" for drop in (noise.uniform() < share).tolist()]
 
     # -- stages, checkpoints, files
 
@@ -373,6 +434,14 @@ class DenoisingPolicy(Component):
 def _check_view(view: str) -> None:
     if view not in VIEWS:
         raise UserError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Conditioning of two sets of rows, the one with fewer tokens padded behind with zeros."""
+    if a.dim() < 2 or a.shape[1] == b.shape[1]:
+        return a, b
+    rows = stacked([*a, *b])
+    return rows[: len(a)], rows[len(a) :]
 
 
 def _loaded(value: Any) -> Any:

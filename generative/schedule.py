@@ -6,10 +6,10 @@ schedule is `shift(linspace(1, 0))`, as DanceGRPO and its successors use. Everyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,19 +80,22 @@ def flow_prediction(scheduler: Any) -> FlowPrediction:
     )
 
 
-def flow_schedule(scheduler: Any, num_steps: int, image_tokens: int, grid: str = "scheduler") -> FlowSchedule:
+def flow_schedule(
+    scheduler: Any, num_steps: int, image_tokens: int, sigmas: Sequence[float] | None = None
+) -> FlowSchedule:
     """The sigmas that a diffusers pipeline would use for `num_steps`.
 
-    `image_tokens` sets the dynamic shift where the scheduler has one. `grid` "linear" hands `linspace(1, 1/N, N)` to the
-    scheduler, as the FLUX and Qwen pipelines do. Raises UserError for an unsupported scheduler.
+    `image_tokens` sets the dynamic shift where the scheduler has one. `sigmas` (N) are what a pipeline
+    hands to the scheduler instead of a number of steps (FLUX: `linspace(1, 1/N, N)`). Raises UserError for an unsupported
+    scheduler.
     """
     flow_prediction(scheduler)
     scheduler = type(scheduler).from_config(scheduler.config)
     options: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
         options["mu"] = dynamic_mu(scheduler.config, image_tokens)
-    if grid == "linear":
-        options["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+    if sigmas is not None:
+        options["sigmas"] = list(sigmas)
     scheduler.set_timesteps(num_steps, **options)
     return FlowSchedule(scheduler.sigmas.float().cpu(), scheduler.timesteps.float().cpu())
 

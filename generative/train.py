@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from mmrl.generative.adapters.base import Adapter
+from mmrl.generative.families.base import Adapter
 from mmrl.weights import Choice
 
 Part = Literal["transformer", "unet", "text_encoders"]

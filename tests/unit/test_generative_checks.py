@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from mmrl.errors import UserError
-from mmrl.generative.models import SD3, SD15, TinySD3, TinySD15
+from mmrl.generative.conditioning import Ask, ConditioningCache
+from mmrl.generative.families.sd3 import SD3
+from mmrl.generative.families.sd15 import SD15
+from mmrl.generative.families.tiny import TinySD3, TinySD15
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.train import TrainSpec
 from mmrl.rollout import Draw, Prompt, Sample
@@ -139,6 +143,28 @@ def test_a_warm_and_a_cold_cache_give_the_same_bits(kind: str) -> None:
     cold = policy.rollout(draws, plan, steps)
     policy.cache.clear()
     policy.rollout(draws[1:], plan, steps)
-    assert CAPTIONS[0] not in policy.cache.kept and CAPTIONS[1] in policy.cache.kept
+    kept = {ask.text for ask in policy.cache.kept}
+    assert CAPTIONS[0] not in kept and CAPTIONS[1] in kept
     warm = policy.rollout(draws, plan, steps)
     assert torch.equal(warm.log_prob, cold.log_prob) and torch.equal(warm.payload.final, cold.payload.final)
+
+
+def test_conditioning_is_kept_on_disk(tmp_path: Path) -> None:
+    calls: list[list[Ask]] = []
+
+    def encode(asks: list[Ask]) -> dict[str, torch.Tensor]:
+        calls.append(asks)
+        return {"prompt": torch.full((len(asks), 2, 3), float(len(asks[0].text)))}
+
+    device, asks = torch.device("cpu"), [Ask("a"), Ask("bb")]
+    first = ConditioningCache(encode, folder=tmp_path, identity="one").frozen(asks, device)
+    again = ConditioningCache(encode, folder=tmp_path, identity="one").frozen(asks, device)
+    assert len(calls) == 2 and torch.equal(first.tensors["prompt"], again.tensors["prompt"])
+    ConditioningCache(encode, folder=tmp_path, identity="other").frozen(asks, device)
+    assert len(calls) == 4
+
+
+def test_conditioning_of_unequal_lengths_is_padded_behind() -> None:
+    cache = ConditioningCache(lambda asks: {"prompt": torch.ones(1, len(asks[0].text), 2), "pooled": torch.ones(1, 3)})
+    found = cache.frozen([Ask("a"), Ask("bbb")], torch.device("cpu")).rows([Ask("a")], torch.device("cpu"))
+    assert found["prompt"].shape == (1, 3, 2) and found["prompt"].sum() == 2 and found["pooled"].shape == (1, 3)

@@ -21,7 +21,9 @@ from diffusers import (
 from torch import Tensor
 
 from mmrl.errors import UserError
-from mmrl.generative.models import SD3, SD15, TinySD3, TinySD15
+from mmrl.generative.families.sd3 import SD3
+from mmrl.generative.families.sd15 import SD15
+from mmrl.generative.families.tiny import TinySD3, TinySD15
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.tiny import build_tiny_sd3, build_tiny_sd15, tiny_sd15
 from mmrl.generative.tiny_text import PHRASE_TOKENS
@@ -305,6 +307,6 @@ def test_without_t5_its_half_of_the_prompt_is_zeros(tmp_path: Path) -> None:
     policy = SD3(path=str(tmp_path), dtype="bfloat16", max_sequence_length=PHRASE_TOKENS, t5=False)
     policy.load("cpu")
     assert policy.adapter.encoders == ("text_encoder", "text_encoder_2")
-    assert not policy.adapter.encode([TEXT])["prompt"][:, -PHRASE_TOKENS:].any()
+    assert not policy.adapter.encode_texts([TEXT])["prompt"][:, -PHRASE_TOKENS:].any()
     assert next(policy.adapter.vae.parameters()).dtype == torch.float32
     assert next(policy.adapter.network.parameters()).dtype == torch.bfloat16

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from mmrl import components
 from mmrl.errors import UserError
+from mmrl.generative.families.tiny import TinySD3, TinySD15
 from mmrl.generative.identity_vae import identity_vae
-from mmrl.generative.models import TinySD3, TinySD15
 from mmrl.generative.plan import DiffusionPlan, FlowPlan
 from mmrl.generative.schedule import ddim_schedule, flow_prediction, flow_schedule
 from mmrl.generative.tiny_text import phrase_tokenizer, word_tokenizer
@@ -129,7 +129,7 @@ def test_a_size_that_does_not_fit_is_named_with_its_neighbour() -> None:
     policy = TinySD3(layers=2, heads=2, head_dim=16)
     policy.load("cpu")
     with pytest.raises(UserError, match=r"multiples of 8 up to 24, got \(20, 24\); nearest: \(16, 24\)"):
-        policy.adapter.size(20, None)
+        policy.adapter.size(FlowPlan(height=20))
 
 
 def test_the_tiny_autoencoder_returns_its_input() -> None:

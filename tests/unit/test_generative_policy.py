@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mmrl.errors import UserError
-from mmrl.generative.models import TinySD3, TinySD15
+from mmrl.generative.conditioning import Ask
+from mmrl.generative.families.tiny import TinySD3, TinySD15
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.train import TrainSpec
 from mmrl.rollout import Draw, Prompt, Rollout, Sample
@@ -163,8 +164,9 @@ def test_chunks_cover_every_trained_pair_once_in_order_of_steps() -> None:
 def test_guidance_is_one_doubled_batch_whose_gradient_is_that_of_the_conditional_half() -> None:
     policy = policy_of("sd3")
     plan = policy.plan_type(num_steps=2, guidance_scale=4.0)
-    conditioning = policy._conditioning([*CAPTIONS, ""])
-    cond, blank = policy.rows(conditioning, CAPTIONS, plan)
+    asks = [Ask(text) for text in CAPTIONS]
+    conditioning = policy.conditioned([*asks, Ask("")])
+    cond, blank = policy.rows(conditioning, asks, plan)
     x, t = torch.randn(3, 3, 24, 24), torch.tensor([900.0, 500.0, 100.0])
     parameters = list(policy.trainable().values())
 
@@ -265,7 +267,7 @@ def test_scaled_latents_are_decoded_as_the_plain_pipeline_does_and_encoded_back(
 @pytest.mark.parametrize("kind", ["sd3", "sd15"])
 def test_the_supervised_loss_of_an_example_is_its_own(kind: str, spec: TrainSpec) -> None:
     policy = policy_of(kind, spec)
-    side = policy.adapter.size(None, None)[0]
+    side = policy.adapter.size(policy.sampling_type())[0]
     rng = np.random.default_rng(0)
     examples = [
         Sample(draw.prompt, images=(rng.integers(0, 256, (side, side, 3), dtype=np.uint8),)) for draw in draws_of()
@@ -289,7 +291,7 @@ def test_the_flow_matching_loss_against_a_loop(shift: float) -> None:
     u, eps = float(torch.rand(1, generator=g)), torch.randn(1, 3, 24, 24, generator=g)
     sigma = shift * u / (1 + (shift - 1) * u)
     x0 = torch.full((1, 3, 24, 24), 200 / 127.5 - 1)
-    cond = policy.adapter.encode([CAPTIONS[0]])
+    cond = policy.adapter.encode_texts([CAPTIONS[0]])
     out = policy.adapter.predict((1 - sigma) * x0 + sigma * eps, torch.tensor([1000 * sigma]), cond)
     v = ((1 - sigma) * x0 + sigma * eps - out) / sigma
     assert sigma > 0.05 and found == pytest.approx(float(((v - (eps - x0)) ** 2).mean().detach()), rel=1e-3)
@@ -298,10 +300,10 @@ def test_the_flow_matching_loss_against_a_loop(shift: float) -> None:
 def test_trained_text_encoders_get_a_gradient_and_frozen_ones_run_once_per_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[list[str]] = []
+    calls: list[list[Ask]] = []
 
-    def counted(encode: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
-        return lambda texts: (calls.append(texts), encode(texts))[1]
+    def counted(encode: Callable[[list[Ask]], Any]) -> Callable[[list[Ask]], Any]:
+        return lambda asks: (calls.append(asks), encode(asks))[1]
 
     policy = policy_of("sd3")
     monkeypatch.setattr(policy.cache, "encode", counted(policy.adapter.encode))
@@ -309,7 +311,7 @@ def test_trained_text_encoders_get_a_gradient_and_frozen_ones_run_once_per_promp
     for _ in range(2):
         rollout = policy.rollout(draws_of(), plan, every(plan))
         worst_ratio(policy, rollout)
-    assert sorted(text for texts in calls for text in texts) == sorted(CAPTIONS)
+    assert sorted(ask.text for asks in calls for ask in asks) == sorted(CAPTIONS)
 
     policy.prepare(TrainSpec(parts=("transformer", "text_encoders")), reference=True)
     rollout = policy.rollout(draws_of(), plan, every(plan))

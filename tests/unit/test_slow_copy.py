@@ -12,7 +12,7 @@ from toy_policy import ToyPolicy, gradients, stage, work
 from mmrl.advantage.care import GrpoCare
 from mmrl.advantage.group import DrAdvantage
 from mmrl.errors import UserError
-from mmrl.generative.models import TinySD3
+from mmrl.generative.families.tiny import TinySD3
 from mmrl.generative.plan import FlowPlan
 from mmrl.generative.train import TrainSpec
 from mmrl.meter import Meter

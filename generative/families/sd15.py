@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmrl.generative.adapters.base import Adapter
 from mmrl.generative.conditioning import Tensors
+from mmrl.generative.diffusion import DiffusionPolicy
+from mmrl.generative.families.base import Adapter
+from mmrl.generative.families.loaded import DType, Loaded
 
 
 class SD15Adapter(Adapter):
@@ -31,7 +33,7 @@ class SD15Adapter(Adapter):
     def size_unit(self) -> int:
         return int(self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1))
 
-    def encode(self, texts: list[str]) -> Tensors:
+    def encode_texts(self, texts: list[str]) -> Tensors:
         prompt, _ = self.pipe.encode_prompt(
             texts, self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -44,3 +46,18 @@ class SD15Adapter(Adapter):
 
     def call_options(self) -> dict[str, Any]:
         return {"eta": 0.0}
+
+
+class SD15(Loaded, DiffusionPolicy):
+    """Stable Diffusion 1.x or 2.x with DDIM: `path` is a diffusers folder or hub id.
+
+    A checkpoint that comes with another scheduler (SD1.5: PNDM) gets a DDIMScheduler of the same settings, without clipping
+    and thresholding; it is saved and exported with the model.
+    """
+
+    adapter_type: ClassVar[type[Adapter]] = SD15Adapter
+
+    dtype: DType = "float32"
+
+    def read_options(self) -> dict[str, Any]:
+        return {"safety_checker": None, "requires_safety_checker": False}

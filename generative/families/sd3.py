@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from mmrl.generative.adapters.base import Adapter
 from mmrl.generative.conditioning import Tensors
+from mmrl.generative.families.base import Adapter
+from mmrl.generative.families.loaded import Loaded
+from mmrl.generative.flow import FlowPolicy
 
 
 class SD3Adapter(Adapter):
@@ -19,8 +22,6 @@ class SD3Adapter(Adapter):
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
-
-    max_sequence_length = 128
 
     def __init__(self, pipe: Any, dtype: torch.dtype, device: torch.device, max_sequence_length: int = 128) -> None:
         super().__init__(pipe, dtype, device)
@@ -35,7 +36,7 @@ class SD3Adapter(Adapter):
         patches = self.pipe.transformer.config.pos_embed_max_size
         return patches * self.size_unit if patches else None
 
-    def encode(self, texts: list[str]) -> Tensors:
+    def encode_texts(self, texts: list[str]) -> Tensors:
         prompt, _, pooled, _ = self.pipe.encode_prompt(
             prompt=texts,
             prompt_2=None,
@@ -56,4 +57,21 @@ class SD3Adapter(Adapter):
         )[0].float()
 
     def call_options(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.max_sequence_length}
+
+
+class SD3(Loaded, FlowPolicy):
+    """Stable Diffusion 3 or 3.5: `path` is a diffusers folder or hub id."""
+
+    adapter_type: ClassVar[type[Adapter]] = SD3Adapter
+
+    max_sequence_length: int = Field(default=128, ge=1, le=512)
+    """T5 tokens of a prompt."""
+    t5: bool = True
+    """Without it the T5 half of the prompt is zeros, and 5 billion parameters are not loaded."""
+
+    def read_options(self) -> dict[str, Any]:
+        return {} if self.t5 else {"text_encoder_3": None, "tokenizer_3": None}
+
+    def adapter_options(self) -> dict[str, Any]:
         return {"max_sequence_length": self.max_sequence_length}

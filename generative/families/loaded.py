@@ -1,0 +1,40 @@
+"""Options that every policy loaded from a diffusers folder or hub id has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from mmrl.generative.families.base import DTYPES, Adapter
+from mmrl.generative.policy import DenoisingPolicy
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class Loaded(DenoisingPolicy):
+    """`path` is a diffusers folder or hub id."""
+
+    path: str
+    revision: str | None = None
+    dtype: DType = "bfloat16"
+    prompt_cache: str | None = None
+    """Folder in which the conditioning of prompts is kept between runs, while the encoders are frozen."""
+    vae_tiling: bool = False
+    """Decode in tiles: less memory for large pictures and videos; tiles may show in the picture."""
+
+    def read_options(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` beside the common ones."""
+        return {}
+
+    def adapter_options(self) -> dict[str, Any]:
+        """Arguments of the adapter beside the common ones."""
+        return {}
+
+    def make_adapter(self, device: torch.device) -> Adapter:
+        kind = self.adapter_type
+        pipe = kind.read(self.path, self.dtype, self.revision, **self.read_options())
+        adapter = kind(pipe, DTYPES[self.dtype], device, **self.adapter_options())
+        if self.vae_tiling:
+            adapter.vae.enable_tiling()
+        return adapter

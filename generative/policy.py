@@ -20,7 +20,7 @@ from mmrl import lora
 from mmrl.components import Component
 from mmrl.errors import UserError
 from mmrl.generative import export
-from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors, stacked
+from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors
 from mmrl.generative.denoise import denoise
 from mmrl.generative.families.base import Adapter
 from mmrl.generative.noise import Noise
@@ -155,7 +155,7 @@ class DenoisingPolicy(Component):
         return plan.guidance_scale > 1 and not self.adapter_type.distilled
 
     def passes_per_step(self, plan: Any) -> int:
-        """Network passes of one prediction: 2 with guidance (one doubled batch), else 1."""
+        """Network passes of one prediction: 2 with guidance, else 1."""
         return 2 if self.guides(plan) else 1
 
     # -- what a family of models fills in
@@ -302,17 +302,18 @@ class DenoisingPolicy(Component):
     # -- the network and what it is told
 
     def predict(self, x: Tensor, timestep: Tensor, cond: tuple[Tensors, Tensors | None], scale: float) -> Tensor:
-        """The guided network output, float32. Guidance is one doubled batch, [negative, positive], of which the
-        negative half is detached: with plain guidance the gradient is `scale` times that of the positive output."""
-        positive, negative = cond
+        """The guided network output, float32. Guidance is a second pass, with the negative prompt and without gradient, so that
+        neither its activations are kept nor a gradient goes through it: that of the output is, with plain guidance,
+        `scale` times that of the positive pass."""
+        told, other = cond
         timestep = timestep.to(x.device)
         with self._autocast():
-            if negative is None:
-                return self.adapter.predict(x, timestep, positive)
-            both = {name: torch.cat(_alike(negative[name].detach(), value)) for name, value in positive.items()}
-            out = self.adapter.predict(torch.cat([x, x]), torch.cat([timestep, timestep]), both)
-        first, second = out.chunk(2)
-        return self.adapter.combine(first.detach(), second, scale, timestep, positive)
+            positive = self.adapter.predict(x, timestep, told)
+            if other is None:
+                return positive
+            with torch.no_grad():
+                negative = self.adapter.predict(x, timestep, other)
+        return self.adapter.combine(negative, positive, scale, timestep, told)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """The model's own dtype where float32 weights are trained of a model loaded in a lower one."""
@@ -434,14 +435,6 @@ class DenoisingPolicy(Component):
 def _check_view(view: str) -> None:
     if view not in VIEWS:
         raise UserError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Conditioning of two sets of rows, the one with fewer tokens padded behind with zeros."""
-    if a.dim() < 2 or a.shape[1] == b.shape[1]:
-        return a, b
-    rows = stacked([*a, *b])
-    return rows[: len(a)], rows[len(a) :]
 
 
 def _loaded(value: Any) -> Any:

@@ -93,7 +93,14 @@ def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
     if isinstance(stage, ResolvedExamples):
         return [head, f"  {stage.section.batch_size} examples per step in micro-batches of {section.micro_batch}"]
     assert isinstance(stage, ResolvedRL)
-    return [head, f"  {geometry(stage, resolved, processes)}", f"  {cost(stage, resolved)}"]
+    lines = [head, f"  {geometry(stage, resolved, processes)}", f"  {cost(stage, resolved)}"]
+    return [*lines, f"  {policy.footprint(*_memory(stage))}"] if hasattr(policy, "footprint") else lines
+
+
+def _memory(stage: ResolvedRL) -> tuple[Any, Any, int, bool, bool]:
+    """What the footprint of a stage depends on."""
+    reference = any(model == "reference" for _, model in stage.objective.needs)
+    return stage.train, stage.plan, stage.section.micro_batch, reference, stage.section.ema is not None
 
 
 def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:

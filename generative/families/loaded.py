@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from mmrl.generative.families.base import DTYPES, Adapter
+from mmrl.generative.footprint import footprint, known
 from mmrl.generative.policy import DenoisingPolicy
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -22,6 +23,15 @@ class Loaded(DenoisingPolicy):
     """Folder in which the conditioning of prompts is kept between runs, while the encoders are frozen."""
     vae_tiling: bool = False
     """Decode in tiles: less memory for large pictures and videos; tiles may show in the picture."""
+
+    def footprint(self, train: Any, plan: Any, micro_batch: int, reference: bool, ema: bool) -> str:
+        """About how much memory an rl stage takes on each GPU, in one line. Raises UserError for a LoRA target that the
+        network does not have."""
+        found = known(self.path, self.adapter_type.network_name)
+        if found is None:
+            return f"memory per GPU: no estimate, '{self.path}' is neither a folder here nor a checkpoint that is known"
+        targets = self.adapter_type.lora_targets
+        return footprint(found, self.dtype, train, targets, plan, micro_batch, reference, ema).line()
 
     def read_options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` beside the common ones."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.data.shapes.parts import stratified
 from mmrl.data.shapes.world import BOARD, COLORS, GLYPHS, SHAPES, Item, Scene, room
 
 Target = dict[str, Any]
@@ -69,15 +70,7 @@ def captions(kind: str | None = None) -> list[str]:
 
 def split(seed: int, held_out: float = 0.2) -> dict[str, list[str]]:
     """Captions of the "train" and "held_out" parts: disjoint, the same share of each kind, a function of the seed."""
-    parts: dict[str, list[str]] = {"train": [], "held_out": []}
-    rng = np.random.default_rng([seed, 0x5A9E5])
-    for kind in ("count", "relation"):
-        every = captions(kind)
-        order = rng.permutation(len(every))
-        cut = round(len(every) * held_out)
-        parts["held_out"] += [every[i] for i in sorted(order[:cut])]
-        parts["train"] += [every[i] for i in sorted(order[cut:])]
-    return parts
+    return stratified([captions(kind) for kind in ("count", "relation")], seed, held_out)
 
 
 def wanted(target: Target) -> list[tuple[str, str]]:
@@ -105,11 +98,11 @@ def sample_scene(target: Target, rng: np.random.Generator) -> Scene:
         for (color, shape), cell in zip(things, cells, strict=True):
             dx, dy = rng.integers(0, room(shape) + 1, size=2)
             items.append(Item(color, shape, int(cell), int(dx), int(dy)))
-        if not any(_touch(p, q) for p, q in itertools.combinations(items, 2)):
+        if not any(touch(p, q) for p, q in itertools.combinations(items, 2)):
             return Scene(tuple(items))
 
 
-def _touch(p: Item, q: Item) -> bool:
+def touch(p: Item, q: Item) -> bool:
     """Whether the bounding boxes of two objects have no free pixel between them."""
     gap_x = max(q.left - p.left - GLYPHS[p.shape].shape[1], p.left - q.left - GLYPHS[q.shape].shape[1])
     gap_y = max(q.top - p.top - GLYPHS[p.shape].shape[0], p.top - q.top - GLYPHS[q.shape].shape[0])

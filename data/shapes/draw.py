@@ -8,14 +8,23 @@ from PIL import Image
 from mmrl.data.shapes.world import BACKGROUND, CANVAS, GLYPHS, PALETTE, Scene
 
 
+def blank(*lead: int) -> np.ndarray:
+    """Empty pictures: uint8 (*lead, 24, 24, 3)."""
+    return np.broadcast_to(np.array(BACKGROUND, dtype=np.uint8), (*lead, CANVAS, CANVAS, 3)).copy()
+
+
+def paint(canvas: np.ndarray, color: str, shape: str, left: int, top: int) -> None:
+    """Put a glyph on a picture (H, W, 3), its top left corner at (left, top). It must lie inside."""
+    mask = GLYPHS[shape]
+    height, width = mask.shape
+    canvas[top : top + height, left : left + width][mask] = PALETTE[color]
+
+
 def render(scene: Scene) -> np.ndarray:
     """The picture of a scene: uint8 (24, 24, 3), no anti-aliasing."""
-    canvas = np.empty((CANVAS, CANVAS, 3), dtype=np.uint8)
-    canvas[:] = BACKGROUND
+    canvas = blank()
     for item in scene.items:
-        mask = GLYPHS[item.shape]
-        height, width = mask.shape
-        canvas[item.top : item.top + height, item.left : item.left + width][mask] = PALETTE[item.color]
+        paint(canvas, item.color, item.shape, item.left, item.top)
     return canvas
 
 

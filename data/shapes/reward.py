@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,31 @@ from mmrl.reward import Need, Reward, rgb
 from mmrl.rollout import Sample
 
 
-class ShapeReward(Reward):
+class WorldReward(Reward):
+    """Base of the verifiers of drawn worlds: modes from soft to hard, and how far a colour may be off."""
+
+    range = (-4.0, 1.0)
+    licence = "Apache-2.0"
+    mode: str = "dense"
+    tolerance: float = Field(default=TOLERANCE, gt=0)
+    """Largest colour distance, per channel on [-1, 1], at which a pixel still belongs to a palette colour."""
+
+    @model_validator(mode="after")
+    def _tolerance_is_used(self) -> WorldReward:
+        if self.mode in ("strict", "clean") and self.tolerance != TOLERANCE:
+            raise ValueError(f"mode '{self.mode}' has no tolerance to set; remove it or use dense or exact")
+        return self
+
+    def inputs(self) -> tuple[Need, ...]:
+        """What is looked at, and for all modes but `clean` the target of its prompt."""
+        return self.needs if self.mode == "clean" else (*self.needs, "target")
+
+    def limits(self) -> tuple[float | None, float | None]:
+        """[-4, 0] for clean, [0, 1] for the others."""
+        return (-4.0, 0.0) if self.mode == "clean" else (0.0, 1.0)
+
+
+class ShapeReward(WorldReward):
     """Judges a 24 x 24 picture against `prompt.target`.
 
     dense   partial credit in [0, 1]
@@ -25,47 +49,30 @@ class ShapeReward(Reward):
     clean   minus the mean distance of the pixels to the palette (0 is best); needs no target; meant to be held out
     """
 
-    range = (-4.0, 1.0)
     needs = ("image",)
-    licence = "Apache-2.0"
     mode: Literal["dense", "exact", "strict", "clean"] = "dense"
-    tolerance: float = Field(default=TOLERANCE, gt=0)
-    """Largest colour distance, per channel on [-1, 1], at which a pixel still belongs to a palette colour."""
-
-    @model_validator(mode="after")
-    def _tolerance_is_used(self) -> ShapeReward:
-        if self.mode in ("strict", "clean") and self.tolerance != TOLERANCE:
-            raise ValueError(f"mode '{self.mode}' has no tolerance to set; remove it or use dense or exact")
-        return self
-
-    def inputs(self) -> tuple[Need, ...]:
-        """A picture, and for all modes but `clean` the target of its prompt."""
-        return ("image",) if self.mode == "clean" else ("image", "target")
-
-    def limits(self) -> tuple[float | None, float | None]:
-        """[-4, 0] for clean, [0, 1] for the others."""
-        return (-4.0, 0.0) if self.mode == "clean" else (0.0, 1.0)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """One number per sample. Raises ValueError for a wrong picture, or a missing or foreign target."""
-        images = np.stack([_picture(sample) for sample in samples])
+        images = np.stack([picture(sample) for sample in samples])
         if self.mode == "clean":
             return [-palette_distance(image) for image in images]
         targets = [_target(sample) for sample in samples]
         if self.mode == "strict":
             return [float(right) for right in strict_batch(images, targets)]
         judge: Any = dense if self.mode == "dense" else exact
-        found = _found(images.tobytes(), self.tolerance)
+        found = found_in(images.tobytes(), self.tolerance)
         return [float(judge(f, target)) for f, target in zip(found, targets, strict=True)]
 
 
 @functools.lru_cache(maxsize=2)
-def _found(pictures: bytes, tolerance: float) -> list[list[Found]]:
+def found_in(pictures: bytes, tolerance: float) -> list[list[Found]]:
     """What is in uint8 pictures; remembered, as dense and exact are usually asked about the same ones in a row."""
     return detect_batch(np.frombuffer(pictures, dtype=np.uint8).reshape(-1, CANVAS, CANVAS, 3), tolerance)
 
 
-def _picture(sample: Sample) -> np.ndarray:
+def picture(sample: Sample) -> np.ndarray:
+    """The one 24 x 24 picture of a sample. Raises ValueError for another number or size."""
     if len(sample.images) != 1 or rgb(sample.images[0]).shape[:2] != (CANVAS, CANVAS):
         sizes = ", ".join("x".join(str(side) for side in rgb(image).shape[:2]) for image in sample.images)
         raise ValueError(f"expected one {CANVAS}x{CANVAS} picture, got {sizes or 'none'}")
@@ -73,14 +80,19 @@ def _picture(sample: Sample) -> np.ndarray:
 
 
 def _target(sample: Sample) -> Target:
+    return target_of(sample, "shapes", lambda target: parse(write(target)) == target)
+
+
+def target_of(sample: Sample, world: str, fits: Callable[[Any], bool]) -> Any:
+    """The target of a sample's prompt. Raises ValueError where there is none, or where it does not fit the world."""
     target = sample.prompt.target
     if target is None:
         raise ValueError(
-            f"prompt '{sample.prompt.id}' has no target; the shapes verifier needs prompts of the shapes source"
+            f"prompt '{sample.prompt.id}' has no target; the {world} verifier needs prompts of the {world} source"
         )
     try:
-        if parse(write(target)) == target:
+        if fits(target):
             return target
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f"prompt '{sample.prompt.id}' has no target of the shapes world: {target!r}")
+    raise ValueError(f"prompt '{sample.prompt.id}' has no target of the {world} world: {target!r}")

@@ -7,23 +7,22 @@ from typing import Literal
 
 import numpy as np
 
-from mmrl.data.shapes.captions import captions, parse, sample_scene, split
+from mmrl.data.shapes.captions import captions, parse, sample_scene
 from mmrl.data.shapes.draw import render
+from mmrl.data.shapes.parts import part_of
 from mmrl.data.source import ExampleSource, PromptSource
 from mmrl.data.split import Part, Split, SplitOption
-from mmrl.errors import UserError
 from mmrl.rollout import Prompt, Sample
 from mmrl.seeding import derive_seed
 
 Kind = Literal["count", "relation"]
 
 
-def shapes_prompts(kind: Kind | None, parts: Split, part: Part | None = None) -> list[Prompt]:
-    """The captions of one part as prompts with targets, ids "shapes:NUMBER" in the world's fixed order.
+KINDS: tuple[Kind, ...] = ("count", "relation")
 
-    Train and held-out captions have the same share of each kind; validation captions are set aside from the train part.
-    """
-    part = part or parts.part
+
+def shapes_prompts(kind: Kind | None, parts: Split, part: Part | None = None) -> list[Prompt]:
+    """The captions of one part as prompts with targets, ids "shapes:NUMBER" in the world's fixed order."""
     chosen = set(captions(kind))
     prompts = [
         Prompt(
@@ -32,19 +31,7 @@ def shapes_prompts(kind: Kind | None, parts: Split, part: Part | None = None) ->
         for number, text in enumerate(captions())
         if text in chosen
     ]
-    if part == "all":
-        return prompts
-    held_out = set(split(parts.seed, parts.held_out)["held_out"])
-    if part == "held_out":
-        found = [prompt for prompt in prompts if prompt.text in held_out]
-        if not found:
-            raise UserError(f"the held_out part of the shapes is empty (split.held_out is {parts.held_out:g})")
-        return found
-    rest = [prompt for prompt in prompts if prompt.text not in held_out]
-    inner = Split(held_out=parts.validation, seed=parts.seed)
-    if part == "validation" and not parts.validation:
-        raise UserError("the validation part of the shapes is empty (split.validation is 0); set split.validation")
-    return [rest[position] for position in inner.choose(rest, "held_out" if part == "validation" else "train")]
+    return part_of(prompts, [captions(kind) for kind in KINDS], parts, part, "shapes")
 
 
 class ShapesPrompts(PromptSource):

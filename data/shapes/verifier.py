@@ -133,14 +133,12 @@ def exact(found: Sequence[Found], target: Target) -> bool:
     return _holds(target["relation"], found[first], found[1 - first])
 
 
-def dense(found: Sequence[Found], target: Target) -> float:
-    """Partial credit in [0, 1].
+def pairing(found: Sequence[Found], things: Sequence[tuple[str, str]]) -> tuple[float, dict[int, Found]]:
+    """Credit in [0, 1] for the (colour, shape) of the wanted things, and the found objects that are right in both.
 
-    Every wanted object is paired with at most one found object (right in both respects first, then colour, then
-    shape). The credit is divided by the number of objects wanted plus those left over, so what was not asked for
-    costs. In a relation this makes up 1 - RELATION of the score; the rest is for both objects standing as told.
+    Every wanted thing is paired with at most one found object (right in both respects first, then colour, then
+    shape). The credit is divided by the number of things wanted plus those left over, so what was not asked for costs.
     """
-    things = wanted(target)
     free, open_things, credit = list(found), list(range(len(things))), 0.0
     pair: dict[int, Found] = {}
     for level in (1.0, COLOR_ONLY, SHAPE_ONLY):
@@ -157,20 +155,32 @@ def dense(found: Sequence[Found], target: Target) -> float:
                 open_things.remove(index)
                 if level == 1.0:
                     pair[index] = fits[0]
-    extra = max(0, len(found) - len(things))
-    score = credit / (len(things) + extra)
+    return credit / max(len(things), len(found)), pair
+
+
+def dense(found: Sequence[Found], target: Target) -> float:
+    """Partial credit in [0, 1]: that of `pairing`; in a relation this makes up 1 - RELATION of the score, the rest is for
+    both objects standing as told."""
+    things = wanted(target)
+    score, pair = pairing(found, things)
     if target["kind"] == "count":
         return score
     stands = len(pair) == 2 and _holds(target["relation"], pair[0], pair[1])
-    return (1 - RELATION) * score + RELATION * stands * len(things) / (len(things) + extra)
+    return (1 - RELATION) * score + RELATION * stands * len(things) / max(len(things), len(found))
+
+
+def detect_strictly(images: np.ndarray) -> tuple[list[list[Found]], np.ndarray]:
+    """Objects of a uint8 batch (B, H, W, 3) at tolerance .5, and which pictures `(B,)` have a pixel further than 1 px from
+    an object that is no clean background (within .5)."""
+    found, covered = _components(images, STRICT_TOLERANCE)
+    around = ndimage.binary_dilation(covered, structure=np.ones((1, 3, 3), dtype=bool))
+    lit = np.linalg.norm(unit(images) - _ANCHORS[0], axis=-1) > STRICT_TOLERANCE
+    return found, (lit & ~around).any(axis=(1, 2))
 
 
 def strict_batch(images: np.ndarray, targets: Sequence[Target]) -> list[bool]:
     """`strict` for every picture of a uint8 batch (B, H, W, 3)."""
-    found, covered = _components(images, STRICT_TOLERANCE)
-    around = ndimage.binary_dilation(covered, structure=np.ones((1, 3, 3), dtype=bool))
-    lit = np.linalg.norm(unit(images) - _ANCHORS[0], axis=-1) > STRICT_TOLERANCE
-    dirty = (lit & ~around).any(axis=(1, 2))
+    found, dirty = detect_strictly(images)
     return [exact(f, target) and not bool(d) for f, target, d in zip(found, targets, dirty, strict=True)]
 
 

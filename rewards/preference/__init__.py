@@ -1,0 +1,1 @@
+"""Preference and alignment models that look at pictures and videos."""

@@ -43,6 +43,13 @@ class Graded(float):
         return self
 
 
+class Failed:
+    """In the place of a score: this sample failed, for `reason` (the others of the batch may be fine)."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
 class Reward(Component):
     """Base of every reward. Fields are its options in a config; the class attributes describe it.
 
@@ -74,8 +81,9 @@ class Reward(Component):
         return None
 
     @abstractmethod
-    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
-        """One number per sample, in order; None skips a sample. Whatever is raised makes the sample failed."""
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | Failed | None]:
+        """One number per sample, in order; None skips a sample, `Failed` says why it has none. Whatever is raised makes the
+        samples failed: they are then scored one by one, to find those that fail."""
 
 
 def rgb(image: Any) -> np.ndarray:
@@ -227,6 +235,8 @@ def _checked(value: Any, who: str, limits: tuple[float | None, float | None], wh
     said = f"{who} returned"
     if value is None:
         return None
+    if isinstance(value, Failed):
+        return f"{who}: {_one_line(value.reason)}{where}"
     if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, Real | np.bool_):

@@ -13,7 +13,7 @@ from pydantic import PrivateAttr
 
 from mmrl.errors import RunError, UserError
 from mmrl.failures import FailureBudget
-from mmrl.reward import Reward, RewardSet
+from mmrl.reward import Failed, Reward, RewardSet
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample, Scores
 
 NAN = float("nan")
@@ -285,3 +285,13 @@ def test_budget_counts_samples_once() -> None:
 def test_budget_settings_are_checked() -> None:
     with pytest.raises(UserError, match=r"share in 0\.\.1"):
         FailureBudget(share=5, window=1)
+
+
+def test_a_reward_can_say_which_samples_failed() -> None:
+    class Half(Reward):
+        def score(self, samples: Sequence[Sample]) -> list[Any]:
+            return [1.0 if row % 2 else Failed("the server was down") for row in range(len(samples))]
+
+    scores = RewardSet({"half": (Half(), 1.0)}).score([Sample(Prompt("a", "")) for _ in range(2)])
+    assert scores.status[:, 0].tolist() == [FAILED, OK] and np.isnan(scores.values[0, 0])
+    assert scores.messages == ["reward 'half': the server was down on sample 0 of prompt 'a'"]

@@ -59,7 +59,7 @@ def denoise(
     heads, which = _heads(draws, shared=shared and first > 0)
     start = Noise([draws[i].group_seed for i in heads], shape, policy.device) if shared else own
 
-    x = start.draw(policy.adapter.dtype)
+    x = start.draw(policy.adapter.noise_dtype)
     cond = _guided(policy, conditioning, [draws[i] for i in heads], plan)
     found: list[Transition] = []
     kept: list[Tensor] = []

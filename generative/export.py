@@ -21,14 +21,14 @@ import torch
 {imports}
 
 {load}
-{adjust}image = pipe(
+{adjust}{makes} = pipe(
     "a prompt",
 {arguments}
     generator=torch.Generator("cpu").manual_seed(seed),
-).images[0]
+).{output}[0]
 ```
 
-One picture per call: every picture starts from latents {shape} drawn in {dtype} on the CPU from its own seed.
+One {makes} per call: every {makes} starts from latents {shape} drawn in {dtype} on the CPU from its own seed.
 {notes}"""
 
 
@@ -57,14 +57,13 @@ def _write_lora(policy: DenoisingPolicy, folder: Path) -> None:
             f"an earlier stage changed the base weights ({', '.join(sorted(weights.changed))}), so the LoRA alone does "
             "not give this model; export to diffusers instead"
         )
-    network: Any = adapter.network
-    layers = get_peft_model_state_dict(network, adapter_name=lora.ADAPTER)
-    type(adapter.pipe).save_lora_weights(folder, **{f"{adapter.network_name}_lora_layers": layers}, **_metadata(policy))
-    lora.write(network, weights.peft_config, folder)
-
-
-def _metadata(policy: DenoisingPolicy) -> dict[str, Any]:
-    return {f"{policy.adapter.network_name}_lora_adapter_metadata": policy.weights.peft_config.to_dict()}
+    for part, config in weights.peft_configs.items():
+        network: Any = adapter.modules[part]
+        place = folder if part == adapter.network_name else folder / part
+        layers = get_peft_model_state_dict(network, adapter_name=lora.ADAPTER)
+        told = {"lora_layers": layers, "lora_adapter_metadata": config.to_dict()}
+        type(adapter.pipe).save_lora_weights(place, **{f"{adapter.network_name}_{k}": v for k, v in told.items()})
+        lora.write(network, config, place)
 
 
 def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
@@ -75,6 +74,8 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     load = f'pipe = {adapter.pipeline}.from_pretrained("PATH", dtype={dtype})'
     if to == "peft":
         load = load.replace("PATH", "the base model") + '\npipe.load_lora_weights("this folder")'
+        for part in adapter.networks[1:]:
+            load += f'\npipe.load_lora_weights("this folder/{part}", load_into_{part}=True)'
     else:
         load = load.replace("PATH", "this folder")
     arguments: dict[str, Any] = {
@@ -83,6 +84,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         "height": size.height,
         "width": size.width,
         **({"num_frames": size.frames} if adapter.makes == "video" else {}),
+        **{key: getattr(plan, key) for key in ("guidance_scale_2",) if getattr(plan, key, None) is not None},
         **adapter.call_options(),
     }
     imports, adjust, notes = _solver(policy, plan, to)
@@ -96,8 +98,10 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         load=load,
         adjust=adjust.replace("# sigmas\n", ""),
         arguments="\n".join(f"    {name}={value!r}," for name, value in arguments.items()),
+        makes=adapter.makes,
+        output="images" if adapter.makes == "image" else "frames",
         shape=(1, *adapter.latent_shape(size)),
-        dtype=dtype,
+        dtype=adapter.noise_dtype,
         notes=notes,
     )
 

@@ -118,6 +118,7 @@ class DenoisingPolicy(Component):
             self.weights.select(train.choice(self.adapter))
         if plan is not None:
             self.adapter.size(plan)
+            self.adapter.facts(plan, 1)
             try:
                 self.schedule(plan)
             except UserError:
@@ -324,7 +325,7 @@ class DenoisingPolicy(Component):
     @property
     def _trains_encoders(self) -> bool:
         choice = self.weights.choice
-        return choice is not None and any(part != self.adapter.network_name for part in choice.parts)
+        return choice is not None and any(part in self.adapter.encoders for part in choice.parts)
 
     def ask(self, prompt: Prompt, plan: Any, view: str = "original") -> Ask:
         """What the network is asked for a prompt seen through `view`. Raises UserError for media that are no pictures."""
@@ -393,11 +394,12 @@ class DenoisingPolicy(Component):
         """Start a stage. Earlier LoRA weights are merged; what later stages do not train keeps its last values."""
         self.weights.prepare(train.choice(self.adapter), reference)
         self._spec = train
-        network: Any = self.adapter.network
-        if train.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        elif network.is_gradient_checkpointing:
-            network.disable_gradient_checkpointing()
+        for name in self.adapter.networks:
+            network: Any = self.adapter.modules[name]
+            if train.gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+            elif network.is_gradient_checkpointing:
+                network.disable_gradient_checkpointing()
         self.cache.clear()
 
     def keep_slow(self) -> None:
@@ -419,7 +421,7 @@ class DenoisingPolicy(Component):
     def save(self, folder: Path) -> None:
         """Write a plain diffusers pipeline, a LoRA merged into it."""
         adapter = self.adapter
-        merged = {adapter.network_name: lora.merged_copy(adapter.network)} if self.weights.is_lora else {}
+        merged = {part: lora.merged_copy(adapter.modules[part]) for part in self.weights.peft_configs}
         with adapter.using(merged):
             adapter.save(Path(folder))
 

@@ -6,20 +6,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from mmrl.errors import UserError
 from mmrl.generative.families.base import Adapter
 from mmrl.weights import Choice
 
-Part = Literal["transformer", "unet", "text_encoders"]
+Part = Literal["transformer", "transformer_2", "unet", "text_encoders"]
 
 
 class TrainSpec(BaseModel):
-    """Full fine-tuning of `parts`, or a LoRA on the denoising network."""
+    """Full fine-tuning of `parts`, or a LoRA on the denoising network (on each expert of one that has several)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["full", "lora"] = "full"
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
-    """Full: what is trained; default: the denoising network alone."""
+    """Full: what is trained; default: the denoising network (every expert) alone."""
     parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Full: only parameters whose name fits one of these patterns (`transformer_blocks.1.attn.*`); default: all of them."""
     rank: PositiveInt = 32
@@ -56,9 +57,11 @@ class TrainSpec(BaseModel):
 
     def choice(self, adapter: Adapter) -> Choice:
         """What this means for a loaded model. Raises UserError for parts that it does not have."""
-        named = self.parts or (adapter.network_name,)
+        named = self.parts or adapter.networks
         adapter.check_parts(named)
         parts = tuple(part for name in named for part in (adapter.encoders if name == "text_encoders" else (name,)))
+        if missing := set(parts) - set(adapter.modules):
+            raise UserError(f"train.parts: this checkpoint has no '{min(missing)}'; it has: {', '.join(adapter.modules)}")
         targets = self.targets or adapter.lora_targets
         return Choice(
             self.mode, parts, self.parameters, (), targets, self.rank, self.alpha, self.seed, whole_parts=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from mmrl.errors import UserError
 @dataclass(frozen=True)
 class Choice:
     """What a stage trains: all weights of `parts` (or those whose names fit `patterns`), or a LoRA on the layers `targets`
-    of the first part; nothing below the `frozen` prefixes of a part."""
+    of each of them; nothing below the `frozen` prefixes of a part."""
 
     mode: Literal["full", "lora"]
     parts: tuple[str, ...]
@@ -50,7 +50,8 @@ class Weights:
         self.has_reference = False
         self.slow: dict[str, Tensor] = {}
         """The slow copy of what the stage trains, by name; empty where none is kept."""
-        self.peft_config: Any = None
+        self.peft_configs: dict[str, Any] = {}
+        """Of a LoRA: peft's config by part."""
         self.dtypes: dict[nn.Parameter, torch.dtype] = {}
         self.changed: set[str] = set()
         """Parts whose weights are no longer those that were loaded, without counting what the stage trains."""
@@ -64,8 +65,9 @@ class Weights:
         if reference and choice.mode == "full":  # before the weights are widened: it keeps their dtype
             self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
         if choice.mode == "lora":
-            main = self.modules[choice.parts[0]]
-            self.peft_config = lora.add(main, choice.rank, choice.alpha, sorted(chosen), choice.seed)
+            for part in choice.parts:
+                own = sorted(name.removeprefix(f"{part}.") for name in chosen if name.startswith(f"{part}."))
+                self.peft_configs[part] = lora.add(self.modules[part], choice.rank, choice.alpha, own, choice.seed)
         else:
             for part in choice.parts:
                 for name, parameter in self.modules[part].named_parameters():
@@ -79,8 +81,11 @@ class Weights:
 
         Raises UserError for patterns and targets that the modules do not have."""
         if choice.mode == "lora":
-            main = self.modules[choice.parts[0]]
-            return set(lora.find_targets(main, choice.targets, choice.frozen, choice.aside))
+            return {
+                f"{part}.{name}"
+                for part in choice.parts
+                for name in lora.find_targets(self.modules[part], choice.targets, choice.frozen, choice.aside)
+            }
         names = [
             (part, name.replace(".base_layer.", "."))
             for part in choice.parts
@@ -121,7 +126,9 @@ class Weights:
         if not self.has_reference:
             raise UserError("no reference was kept for this stage: prepare(train, reference=True) comes first")
         if self.choice is not None and self.is_lora:
-            with lora.disabled(self.modules[self.choice.parts[0]]):
+            with ExitStack() as stack:
+                for part in self.choice.parts:
+                    stack.enter_context(lora.disabled(self.modules[part]))
                 yield self.modules
         else:
             yield {**self.modules, **self.reference}
@@ -193,11 +200,12 @@ class Weights:
     def _end_stage(self) -> None:
         if self.choice is not None:
             if self.is_lora:
-                lora.merge(self.modules[self.choice.parts[0]])
+                for part in self.choice.parts:
+                    lora.merge(self.modules[part])
             self.changed |= set(self.choice.parts)
         for parameter, dtype in self.dtypes.items():
             parameter.data = parameter.data.to(dtype)
-        self.reference, self.slow, self.dtypes, self.choice, self.peft_config = {}, {}, {}, None, None
+        self.reference, self.slow, self.dtypes, self.choice, self.peft_configs = {}, {}, {}, None, {}
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 

@@ -10,6 +10,7 @@ import torch
 
 from mmrl import lora
 from mmrl.errors import UserError
+from mmrl.vlm.train import PART
 
 if TYPE_CHECKING:
     from mmrl.vlm.policy import VlmPolicy
@@ -63,7 +64,7 @@ def write(policy: VlmPolicy, folder: Path, to: str, plan: Any) -> Path:
                 "an earlier stage changed the base weights, so the LoRA alone does not give this model; export to "
                 "transformers instead"
             )
-        lora.write(policy.model, weights.peft_config, folder)
+        lora.write(policy.model, weights.peft_configs[PART], folder)
     else:
         save(policy, folder)
     (folder / "README.md").write_text(readme(policy, to, plan), encoding="utf-8")

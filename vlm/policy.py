@@ -166,7 +166,8 @@ class VlmPolicy(Component):
         if train is not None:
             chosen = self.weights.select(train.choice(self.model))
             head = self.model.get_output_embeddings()
-            if train.mode == "lora" and any(self.model.get_submodule(name) is head for name in chosen):
+            layers = [name.removeprefix(f"{PART}.") for name in chosen]
+            if train.mode == "lora" and any(self.model.get_submodule(name) is head for name in layers):
                 raise UserError("train.targets: a LoRA on the output layer is not supported; leave out lm_head")
             if not chosen:
                 raise UserError("train: freeze_vision, freeze_merger and parameters together leave nothing to train")

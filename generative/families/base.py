@@ -29,6 +29,8 @@ class Adapter:
     """Class name in diffusers."""
     network_name: ClassVar[str]
     """Attribute of the pipeline that denoises: transformer or unet."""
+    expert_names: ClassVar[tuple[str, ...]] = ()
+    """Attributes of further networks of the same kind that take over at other timesteps, in checkpoints that have them."""
     encoder_names: ClassVar[tuple[str, ...]]
     lora_targets: ClassVar[tuple[str, ...]]
     makes: ClassVar[Literal["image", "video"]] = "image"
@@ -78,8 +80,9 @@ class Adapter:
     def check_parts(cls, parts: Sequence[str]) -> None:
         """Raises UserError for a name of `train.parts` that models of this kind do not have."""
         for part in parts:
-            if part not in (cls.network_name, "text_encoders"):
-                raise UserError(f"train.parts: this model has no '{part}'; valid: {cls.network_name}, text_encoders")
+            valid = (cls.network_name, *cls.expert_names, "text_encoders")
+            if part not in valid:
+                raise UserError(f"train.parts: this model has no '{part}'; valid: {', '.join(valid)}")
 
     def frozen_parts(self) -> list[nn.Module]:
         """Modules beside VAE, network and text encoders that the pipeline runs (an image encoder)."""
@@ -90,14 +93,20 @@ class Adapter:
         return getattr(self.pipe, self.network_name)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The denoising networks that this checkpoint has: one, or one per expert."""
+        experts = (name for name in self.expert_names if getattr(self.pipe, name, None) is not None)
+        return (self.network_name, *experts)
+
+    @property
     def encoders(self) -> tuple[str, ...]:
         """The text encoders that this checkpoint has."""
         return tuple(name for name in self.encoder_names if getattr(self.pipe, name, None) is not None)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that a stage may train: the network and the text encoders, by their name in the pipeline."""
-        return {name: getattr(self.pipe, name) for name in (self.network_name, *self.encoders)}
+        """Everything that a stage may train: the networks and the text encoders, by their name in the pipeline."""
+        return {name: getattr(self.pipe, name) for name in (*self.networks, *self.encoders)}
 
     @contextmanager
     def using(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -116,8 +125,8 @@ class Adapter:
     def size(self, plan: Any) -> Size:
         """Height, width and frames of a plan, the model's own where it does not say. Raises UserError on what the model cannot
         make."""
-        side = self.default_size
-        found = Size(plan.height or side, plan.width or side, plan.num_frames or self.default_frames)
+        height, width = self.default_sides
+        found = Size(plan.height or height, plan.width or width, plan.num_frames or self.default_frames)
         if not self.fits(found):
             unit, most = self.size_unit, self.size_limit or max(found[:2]) + self.size_unit
             near = tuple(min(max(unit, round(side / unit) * unit), most) for side in found[:2])
@@ -148,6 +157,11 @@ class Adapter:
         return int(self.network.config.sample_size * self.vae_scale)
 
     @property
+    def default_sides(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was made for."""
+        return self.default_size, self.default_size
+
+    @property
     def size_unit(self) -> int:
         return self.vae_scale
 
@@ -167,6 +181,11 @@ class Adapter:
         if self.makes == "image":
             return (self.latent_channels, *spatial)
         return (self.latent_channels, (size.frames - 1) // self.frame_unit + 1, *spatial)
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """In which the pipeline draws its start noise."""
+        return self.dtype
 
     @property
     def latent_channels(self) -> int:

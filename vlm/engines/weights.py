@@ -37,7 +37,7 @@ class Versions:
         """The adapter's files for peft, or the whole model for transformers (a LoRA merged, in the policy's dtype)."""
         folder = self.root / version
         if adapter:
-            lora.write(policy.model, policy.weights.peft_config, folder)
+            lora.write(policy.model, policy.weights.peft_configs[PART], folder)
         else:
             export.save(policy, folder)
         return folder

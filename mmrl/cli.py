@@ -169,6 +169,14 @@ def export(
     print(write_export(run, to, out or run / "export" / to))
 
 
+@app.command("serve-rewards")
+def serve_rewards(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Serve the rewards of CONFIG over HTTP (JSON; on this machine alone unless a token is set) until interrupted."""
+    from mmrl.rewards.remote.serve import serve
+
+    serve(config, list(overrides or []))
+
+
 @app.command()
 def doctor() -> None:
     """Check torch, device, kernels, codecs and optional packages, and say what to install."""

@@ -26,6 +26,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "point_in_box": "mmrl.rewards.verifiable.grounding:PointInBox",
         "prompt_echo": "mmrl.rewards.preference.teacher:PromptEcho",
         "relaxed_number": "mmrl.rewards.verifiable.numeric:RelaxedNumber",
+        "remote": "mmrl.rewards.remote.client:RemoteReward",
         "repetition": "mmrl.rewards.verifiable.repetition:Repetition",
         "shapes": "mmrl.data.shapes.reward:ShapeReward",
         "temporal_iou": "mmrl.rewards.verifiable.grounding:TemporalIou",

@@ -1,0 +1,123 @@
+"""The messages of `mmrl-reward/1`. Unknown fields are refused, so that a misspelt one is never a default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PROTOCOL = "mmrl-reward/1"
+Protocol = Literal["mmrl-reward/1"]
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Code = Literal["bad_request", "unauthorised", "too_large", "unknown_reward", "conflict", "busy", "failed", "internal"]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Media(Message):
+    """A picture, a video or latents, in one of three ways: `data` (base64), `part` (a part of the multipart body) or `uri` (a file
+    below the server's allowed folder).
+
+    `mime`: image/png, image/jpeg, image/webp; video/mp4; application/vnd.safetensors (a video as uint8 "video" (T, H, W, 3),
+    latents as any tensors).
+    """
+
+    role: Literal["output", "source"] = "output"
+    """`source`: what stood beside the prompt."""
+    kind: Literal["image", "video", "latent"]
+    mime: str
+    data: str | None = None
+    part: str | None = None
+    uri: str | None = None
+    fps: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Media:
+        ways = [name for name in ("data", "part", "uri") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"a medium comes as one of data, part, uri; got {' and '.join(ways) or 'none'}")
+        return self
+
+
+class RequestSample(Message):
+    """`group` tells samples of one prompt apart from others; `reference` is what a verifier compares with."""
+
+    id: Id
+    group: str | int = 0
+    prompt: str
+    prompt_id: str = ""
+    response: str | None = None
+    reference: Any = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+    media: tuple[Media, ...] = ()
+
+
+class ScoreRequest(Message):
+    protocol: Protocol
+    request_id: Id
+    reward: str
+    samples: tuple[RequestSample, ...] = Field(min_length=1)
+
+
+class Problem(Message):
+    code: Code
+    message: str
+    retryable: bool = False
+
+
+class Result(Message):
+    """`ok` has a score, `skipped` (the reward does not apply) has none, `error` says why."""
+
+    id: Id
+    status: Literal["ok", "skipped", "error"]
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    error: Problem | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Result:
+        if (self.score is not None) != (self.status == "ok") or (self.error is not None) != (self.status == "error"):
+            raise ValueError(f"status {self.status} with score {self.score} and error {self.error}")
+        return self
+
+
+class Model(Message):
+    """What scored: `sha256` covers the reward's class, options and weights."""
+
+    name: str
+    revision: str
+    sha256: str
+
+
+class ScoreResponse(Message):
+    protocol: Protocol
+    request_id: Id
+    model: Model
+    results: tuple[Result, ...]
+    timing_ms: float
+
+
+class RewardInfo(Message):
+    """A reward of `/v1/info`: its facts, and what the server takes at once."""
+
+    model: Model
+    scope: str
+    needs: tuple[str, ...]
+    range: tuple[float | None, float | None]
+    higher_is_better: bool
+    deterministic: bool
+    licence: str
+
+
+class Info(Message):
+    protocol: Protocol
+    rewards: dict[str, RewardInfo]
+    max_batch: int
+    max_bytes: int
+
+
+class ErrorBody(Message):
+    """The body of every answer that is not 200."""
+
+    error: Problem

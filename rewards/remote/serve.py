@@ -1,0 +1,108 @@
+"""`mmrl serve-rewards CONFIG`: the config of a reward server, and the process."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from mmrl.config.builder import Builder
+from mmrl.config.schema import Spec
+from mmrl.config.source import read
+from mmrl.config.validate import validate
+from mmrl.errors import ConfigError, UserError
+from mmrl.reward import Reward
+from mmrl.rewards.remote.media import Limits
+from mmrl.rewards.remote.service import Service
+
+
+class ServeSection(BaseModel):
+    """Where a server listens and what it takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8400, ge=0, le=65535)
+    """0 takes a free port."""
+    token_env: str = "MMRL_REWARD_TOKEN"
+    """Environment variable that holds the bearer token; a host that others can reach needs one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_batch: PositiveInt = 64
+    """Samples of one request."""
+    max_bytes: PositiveInt = 64 << 20
+    """Bytes of one request."""
+    max_pixels: PositiveInt = 4096 * 4096
+    """Pixels of one picture or frame."""
+    max_frames: PositiveInt = 512
+    max_waiting: PositiveInt = 64
+    """Requests that may wait; more are asked to come again."""
+    media_root: str | None = None
+    """Folder below which a `uri` may point; default: no `uri` is taken."""
+
+    def limits(self, folder: Path) -> Limits:
+        """What is taken; `media_root` relative to `folder`."""
+        root = None if self.media_root is None else folder / self.media_root
+        return Limits(self.max_bytes, self.max_batch, self.max_pixels, self.max_frames, root)
+
+
+class ServeConfig(BaseModel):
+    """A server's config: the rewards by the name that clients ask for, and the `serve` block."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rewards: dict[str, Spec] = Field(min_length=1)
+    serve: ServeSection = ServeSection()
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> tuple[ServeSection, Service]:
+    """The settings and the service (not yet loaded) of a config file. Raises ConfigError listing every problem."""
+    source = read(config, overrides)
+    typed = validate(ServeConfig, source.tree, source)
+    build = Builder(source)
+    rewards: dict[str, Reward] = {
+        name: build.component("reward", spec, ("rewards", name)) for name, spec in typed.rewards.items()
+    }
+    if build.problems:
+        raise ConfigError("\n".join(build.problems))
+    device = typed.serve.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return typed.serve, Service(rewards, typed.serve.limits(source.folder), torch.device(device))
+
+
+def token_of(section: ServeSection) -> str | None:
+    """The bearer token from the environment. Raises UserError where the host needs one and there is none."""
+    token = os.environ.get(section.token_env) or None
+    if token is None and not _is_loopback(section.host):
+        raise UserError(
+            f"serve.host {section.host} can be reached by others, so a bearer token is needed: set the environment variable "
+            f"{section.token_env}, or listen on 127.0.0.1"
+        )
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(config: str, overrides: Sequence[str] = ()) -> None:
+    """Serve until interrupted. Raises UserError for a missing extra, a missing token or a port that is taken."""
+    try:
+        import uvicorn
+
+        from mmrl.rewards.remote.server import make_app
+    except ImportError as error:
+        raise UserError(f"serving needs fastapi and uvicorn: pip install 'mmrl[serve]' ({error})") from error
+    section, service = load(config, overrides)
+    app = make_app(service, token_of(section), section.max_waiting)
+    uvicorn.run(app, host=section.host, port=section.port, log_level="info", access_log=False)

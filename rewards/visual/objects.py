@@ -1,0 +1,100 @@
+"""The GenEval reward: a detector, colours by CLIP, and the benchmark's rule (see `geneval.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmrl.reward import Graded, Reward, rgb
+from mmrl.rewards.preference.clip import ClipScore
+from mmrl.rewards.preference.pixels import floats
+from mmrl.rewards.visual.detector import Detection, Detector, load_detector
+from mmrl.rewards.visual.geneval import Found, judge
+from mmrl.rollout import Sample
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+TEMPLATES = ("a photo of a {color} {kind}", "a photo of a {color}-colored {kind}", "a photo of a {color} object")
+GREY = 0x99
+
+
+class GenEval(Reward):
+    """Are the objects of the prompt's target there, in number, colour and place? Target: a GenEval metadata row (`include`, `exclude`).
+
+    `mode`: `correct` is the benchmark's rule, `strict` asks for exactly n, `score` is the share of checks that hold. The detector
+    is transformers' Mask2Former, not the benchmark's mmdet one: label results `geneval-hf`, and do not mix them.
+    """
+
+    range = (0.0, 1.0)
+    needs = ("image", "target")
+    licence = "MIT (GenEval); weights: unknown"
+    mode: Literal["correct", "strict", "score"] = "score"
+    detector: Literal["mask2former", "owlv2"] = "mask2former"
+    path: str = "facebook/mask2former-swin-small-coco-instance"
+    hub_revision: str | None = None
+    clip: str = "openai/clip-vit-large-patch14"
+    threshold: float = Field(default=0.3, ge=0, le=1)
+    """Objects that the detector is less sure of are not there."""
+    counting_threshold: float = Field(default=0.9, ge=0, le=1)
+    """As `threshold`, for rows whose tag is counting."""
+    most: int = Field(default=16, ge=1)
+    """Objects of a class that are looked at."""
+
+    _detector: Any = PrivateAttr(default=None)
+    _clip: Any = PrivateAttr(default=None)
+
+    def setup(self, device: torch.device) -> None:
+        """Load detector and CLIP."""
+        self._detector = self.load_detector(device)
+        self._clip = ClipScore(path=self.clip)
+        self._clip.setup(device)
+
+    def load_detector(self, device: torch.device) -> Detector:
+        """What finds the objects; another detector is a subclass that returns its own."""
+        return load_detector(self.detector, self.path, self.hub_revision, self.threshold, device)
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """Several pictures of a sample are averaged. Raises ValueError for a target that is no row, or a class nobody knows."""
+        found: list[Any] = []
+        for sample in samples:
+            row = sample.prompt.target
+            if not isinstance(row, Mapping) or not (row.get("include") or row.get("exclude")):
+                raise ValueError(f"the target of prompt '{sample.prompt.id}' is no GenEval row (include, exclude)")
+            verdicts = [self._verdict(rgb(image), row) for image in sample.images]
+            value = float(np.mean([float(getattr(one, self.mode)) for one in verdicts]))
+            found.append(Graded(value, "right" if all(one.correct for one in verdicts) else "wrong"))
+        return found
+
+    def _verdict(self, picture: np.ndarray, row: Mapping[str, Any]) -> Any:
+        clauses = [*row.get("include", ()), *row.get("exclude", ())]
+        kinds = list(dict.fromkeys(str(clause["class"]) for clause in clauses))
+        colored = {str(clause["class"]) for clause in clauses if clause.get("color")}
+        least = self.counting_threshold if row.get("tag") == "counting" else self.threshold
+        objects: dict[str, list[Found]] = {kind: [] for kind in kinds}
+        for one in self._detector.detect([picture], [kinds])[0]:
+            if one.kind not in objects or one.score < least or len(objects[one.kind]) == self.most:
+                continue
+            color = self._color(picture, one) if one.kind in colored else None
+            objects[one.kind].append(Found(one.box, color))
+        return judge(objects, row)
+
+    @torch.inference_mode()
+    def _color(self, picture: np.ndarray, one: Detection) -> str:
+        """The colour whose captions fit the object best, what is around it being grey."""
+        x0, y0, x1, y1 = (round(side) for side in one.box)
+        crop = picture[max(0, y0) : y1 + 1, max(0, x0) : x1 + 1]
+        if one.mask is not None:
+            inside = one.mask[max(0, y0) : y1 + 1, max(0, x0) : x1 + 1, None]
+            crop = np.where(inside, crop, np.uint8(GREY))
+        image = self._clip.picture_features(floats([crop], self._clip._device))
+        text = torch.stack([self._captions(color, one.kind) for color in COLORS])
+        return COLORS[int((image @ text.T).argmax())]
+
+    def _captions(self, color: str, kind: str) -> Tensor:
+        texts = [template.format(color=color, kind=kind) for template in TEMPLATES]
+        return normalize(self._clip.text_features(texts).mean(0), dim=0)

@@ -1,0 +1,168 @@
+"""Rewards that look for text and objects: the real reader, tiny random detectors of the real classes, and the rules around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mmrl.reward import RewardSet
+from mmrl.rewards.visual.detector import Detection, Mask2Former
+from mmrl.rewards.visual.objects import COLORS, GenEval
+from mmrl.rewards.visual.ocr import Ocr, quoted, written
+from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
+from tests.unit.test_preference_models import tiny_clip
+
+CPU = torch.device("cpu")
+
+
+def sign(text: str) -> np.ndarray:
+    image = Image.new("RGB", (360, 100), "white")
+    ImageDraw.Draw(image).text((20, 30), text, fill="black", font=ImageFont.load_default(size=40))
+    return np.asarray(image)
+
+
+class Reader(Ocr):
+    """Reads what the picture's first pixel says."""
+
+    def setup(self, device: torch.device) -> None:
+        pass
+
+    def read(self, image: np.ndarray) -> str:
+        if image[0, 0, 0] == 255:
+            raise RuntimeError("the reader broke")
+        return ("", "Hello World", "Helo Wrld")[image[0, 0, 0]]
+
+
+def flat(value: int) -> np.ndarray:
+    return np.full((4, 4, 3), value, dtype=np.uint8)
+
+
+def test_real_text_is_read() -> None:
+    pytest.importorskip("rapidocr")
+    reward = Ocr()
+    reward.setup(CPU)
+    asked = Prompt("a", 'a sign that says "Hello World"')
+    samples = [Sample(asked, images=(sign(text),)) for text in ("Hello World", "Hello Moon", "")]
+    found = reward.score(samples)
+    assert found[0] == 1.0 and 0.3 < found[1] < 0.8 and found[2] == 0.0  # type: ignore[operator]
+    assert [reward.score([one])[0] for one in samples] == found
+
+
+def test_quotes_targets_and_videos() -> None:
+    assert quoted('a “curly” and a "straight" and «angle» and \'\' ""') == ["curly", "straight", "angle"]
+    reward = Reader(every=2)
+    video = np.stack([flat(1), flat(0), flat(2), flat(0)])
+    prompt = Prompt("a", 'the words "Hello World"')
+    assert reward.score([Sample(prompt, video=video, meta={"fps": 8})]) == [pytest.approx((1 + 0.8) / 2)]
+    two = Prompt("b", 'a "Hello World" and a "zzzz"')
+    assert reward.score([Sample(two, images=(flat(1),))]) == [0.5]
+    target = Prompt("c", "without quotes", target="hello  WORLD")
+    assert reward.score([Sample(target, images=(flat(1),))]) == [1.0]
+    assert written("a wall of hello world text", "Hello World") == 1.0
+    assert written("a wall of hello world text", "Hello World", containment=False) == 0.0
+    assert written("café", "cafe") == 0.75
+
+
+def test_a_reader_that_breaks_is_no_zero() -> None:
+    given = [Sample(Prompt("a", 'a "sign"'), images=(flat(255),)), Sample(Prompt("b", "no quotes"), images=(flat(1),)),
+             Sample(Prompt("c", 'a "sign"'))]  # fmt: skip
+    scores = RewardSet({"ocr": (Reader(), 1.0)}).score(given)
+    assert scores.status[:, 0].tolist() == [FAILED, FAILED, SKIPPED]
+    assert "the reader broke" in scores.messages[0] and "no text in double quotes" in scores.messages[1]
+
+
+class Drawn:
+    """Finds the rectangles that a test says are there."""
+
+    def __init__(self, *objects: Detection) -> None:
+        self.objects = list(objects)
+
+    def detect(self, pictures: Any, kinds: Any) -> list[list[Detection]]:
+        return [self.objects for _ in pictures]
+
+
+def geneval(folder: Path, detector: Any, **options: Any) -> GenEval:
+    class Own(GenEval):
+        def load_detector(self, device: torch.device) -> Any:
+            return detector
+
+    reward = Own(clip=str(folder), **options)
+    reward.setup(CPU)
+    return reward
+
+
+def test_thresholds_and_limits_of_geneval(tmp_path: Path) -> None:
+    folder = tiny_clip(tmp_path)
+    cups = [Detection("cup", (20 * i, 0, 20 * i + 10, 10), score) for i, score in enumerate((0.99, 0.95, 0.5, 0.1))]
+    picture = np.zeros((100, 100, 3), dtype=np.uint8)
+
+    def value(row: dict[str, Any], **options: Any) -> Any:
+        reward = geneval(folder, Drawn(*cups), **options)
+        return reward.score([Sample(Prompt("a", "cups", target=row), images=(picture,))])[0]
+
+    three = {"include": [{"class": "cup", "count": 3}]}
+    assert value(three, mode="correct") == 1.0 and value(three, mode="strict") == 1.0
+    assert value({"tag": "counting"} | three, mode="correct") == 0.0  # two are sure enough
+    assert value({"tag": "counting"} | three) == pytest.approx(2 / 3)
+    assert value(three, most=2, mode="correct") == 0.0
+    colored = {"include": [{"class": "cup", "count": 1, "color": "red"}]}
+    assert value(colored, mode="correct") in (0.0, 1.0)
+    with pytest.raises(ValueError, match="no GenEval row"):
+        value({})
+
+
+def test_the_colour_is_that_of_the_object_alone(tmp_path: Path) -> None:
+    """With the mask, pixels around the object do not matter."""
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[10:30, 10:30] = True
+    mask[12, 12] = False
+    one = Detection("cup", (10.0, 10.0, 29.0, 29.0), 0.9, mask)
+    reward = geneval(tiny_clip(tmp_path), Drawn(one))
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    other = np.where(mask[..., None], picture, rng.integers(0, 256, picture.shape, dtype=np.uint8))
+    assert reward._color(picture, one) == reward._color(other, one) and reward._color(picture, one) in COLORS
+
+
+def tiny_mask2former(folder: Path) -> Path:
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    swin = SwinConfig(image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=5,
+        id2label={0: "cup", 1: "dog", 2: "cat"}, label2id={"cup": 0, "dog": 1, "cat": 2},
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_mask2former_from_a_folder(tmp_path: Path) -> None:
+    folder = tiny_mask2former(tmp_path / "detector")
+    detector = Mask2Former(str(folder), None, 0.0, CPU)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    (found,) = detector.detect([picture], [["cup"]])
+    assert found and [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    for one in found:
+        assert one.mask is not None and one.mask.shape == (48, 80) and one.kind in ("cup", "dog", "cat")
+        assert 0 <= one.box[0] <= one.box[2] < 80 and 0 <= one.box[1] <= one.box[3] < 48
+    with pytest.raises(ValueError, match="does not know 'horse'"):
+        detector.detect([picture], [["horse"]])
+    reward = GenEval(path=str(folder), clip=str(tiny_clip(tmp_path / "clip")), threshold=0.0)
+    reward.setup(CPU)
+    row = {"include": [{"class": "cup", "count": 1, "color": "red"}], "exclude": [{"class": "dog", "count": 3}]}
+    scores = RewardSet({"g": (reward, 1.0)}).score([Sample(Prompt("a", "x", target=row), images=(picture,))])
+    assert scores.status[0, 0] == OK and 0 <= scores.values[0, 0] <= 1

@@ -5,7 +5,9 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "hf": "mmrl.data.hf:HfPrompts",
         "jsonl": "mmrl.data.jsonl:JsonlPrompts",
         "list": "mmrl.data.inline:ListPrompts",
+        "moving_shapes": "mmrl.data.moving_shapes.source:MovingShapesPrompts",
         "puzzles": "mmrl.data.puzzles.source:PuzzlePrompts",
+        "shape_edits": "mmrl.data.shape_edits.source:ShapeEditPrompts",
         "shapes": "mmrl.data.shapes.source:ShapesPrompts",
         "txt": "mmrl.data.txt:TxtPrompts",
     },
@@ -13,8 +15,10 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "chat": "mmrl.data.chat:ChatExamples",
         "folder": "mmrl.data.pairs:FolderExamples",
         "jsonl": "mmrl.data.pairs:JsonlExamples",
+        "moving_shapes": "mmrl.data.moving_shapes.source:MovingShapesExamples",
         "preference": "mmrl.data.preference:PreferenceExamples",
         "puzzles": "mmrl.data.puzzles.source:PuzzleExamples",
+        "shape_edits": "mmrl.data.shape_edits.source:ShapeEditExamples",
         "shapes": "mmrl.data.shapes.source:ShapesExamples",
     },
     "puzzle": {
@@ -36,6 +40,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "skimage": "mmrl.data.puzzles.pictures:PhotographPictures",
     },
     "reward": {
+        "moving_shapes": "mmrl.data.moving_shapes.reward:MovingShapesReward",
         "puzzle": "mmrl.data.puzzles.reward:PuzzleReward",
+        "shape_edits": "mmrl.data.shape_edits.reward:ShapeEditReward",
     },
 }

@@ -1,0 +1,1 @@
+"""Shapes that move: captions, drawn videos and an exact verifier, all procedural."""

@@ -1,0 +1,1 @@
+"""Edits of pictures of the shapes world: source pictures, instructions and an exact verifier, all procedural."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmrl.advantage.types import Scored
+from mmrl.animation import preview
 from mmrl.distributed import Group, slice_of
 from mmrl.objective.objective import Objective
 from mmrl.policy import Policy
@@ -45,7 +46,8 @@ class Evaluation:
 
 @dataclass
 class Picture:
-    """One sample for the eye: its prompt, the image (H, W, 3) uint8 or text, and its reward values (None = not ok)."""
+    """One sample for the eye: its prompt, the image (H, W, 3) uint8, the video or the text, and its reward values (None = not
+    ok)."""
 
     prompt: str
     image: np.ndarray | None
@@ -57,6 +59,10 @@ class Picture:
     """What would have been right."""
     about: str = ""
     """Kind and level of the prompt."""
+    video: np.ndarray | None = None
+    """A preview of a video, uint8 (T, H, W, 3)."""
+    fps: float = 0.0
+    """Frames per second of the preview."""
 
 
 def evaluation_draws(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int) -> list[Draw]:
@@ -215,14 +221,15 @@ def _pictures(
 def picture_of(sample: Sample, rewards: dict[str, float | None]) -> Picture:
     """A sample for the eye, with what its prompt shows. Raises UserError for media that cannot be read."""
     prompt = sample.prompt
-    image = sample.images[0] if sample.images else sample.video[0] if sample.video is not None else None
+    image = sample.images[0] if sample.images else None
+    video, fps = (None, 0.0) if sample.video is None else preview(sample.video, float(sample.meta["fps"]))
     media = [[Tile(within(tile.image, SIDE), tile.label) for tile in row]
              for row in groups_of(prompt.media, prompt.meta.get("fps"))]  # fmt: skip
     answer = prompt.target.get("answer") if isinstance(prompt.target, Mapping) else prompt.target
     about = [str(prompt.meta["kind"])] if "kind" in prompt.meta else []
     about += [f"level {prompt.meta['level']}"] if "level" in prompt.meta else []
     return Picture(prompt.text, image, sample.text, rewards, media,
-                   str(answer) if isinstance(answer, str | int | float) else None, " · ".join(about))  # fmt: skip
+                   str(answer) if isinstance(answer, str | int | float) else None, " · ".join(about), video, fps)  # fmt: skip
 
 
 def _number(value: float) -> float | None:

@@ -101,8 +101,13 @@ class RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` in one step, so that a reader or a crash never meets half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` in one step, like `write_text`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     temporary.replace(path)
 
 

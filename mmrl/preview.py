@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, load
 from mmrl.errors import UserError
-from mmrl.report.grid import FAINT, INK, PAPER, wrap
+from mmrl.report.grid import INK, wrap
 from mmrl.rollout import Prompt, Sample
-from mmrl.tiles import LINE, Tile, flow, groups_of, row_height
+from mmrl.tiles import FAINT, LINE, PAPER, Tile, beside, draw_row, flow, groups_of, row_height
 
 WIDTH, GAP, COLUMNS, PAD = 272, 16, 4, 10
 """Pixels of a card and between cards, cards per row, pixels inside a card's edge."""
@@ -90,11 +90,10 @@ def card(item: Prompt | Sample) -> Card:
     """A prompt with its right answer, or an example with what the policy should produce, laid out."""
     font, bold = ImageFont.load_default(12), ImageFont.load_default(13)
     prompt = item.prompt if isinstance(item, Sample) else item
-    media = list(prompt.media)
-    fps = prompt.meta.get("fps")
+    groups = groups_of(prompt.media, prompt.meta.get("fps"))
     if isinstance(item, Sample):
-        media += [*item.images, *([] if item.video is None else [item.video])]
-        fps = item.meta.get("fps", fps)
+        made = groups_of([*item.images, *([] if item.video is None else [item.video])], item.meta.get("fps"))
+        groups = beside(groups, made)
     inner = WIDTH - 2 * PAD
     lines = [(line, INK) for line in wrap(prompt.text, bold, inner, 14)]
     right = item.text if isinstance(item, Sample) else _answer(prompt.target)
@@ -106,7 +105,7 @@ def card(item: Prompt | Sample) -> Card:
     about = [str(meta["kind"])] if "kind" in meta else []
     about += [f"level {meta['level']}"] if "level" in meta else []
     lines += [(line, FAINT) for line in wrap(" · ".join([*about, str(prompt.id)]), font, inner, 1)]
-    return Card(flow(groups_of(media, fps), inner), lines)
+    return Card(flow(groups, inner), lines)
 
 
 def sheet(sections: Sequence[tuple[str, Sequence[Card]]]) -> Image.Image:
@@ -137,12 +136,7 @@ def _draw(page: Image.Image, draw: ImageDraw.ImageDraw, one: Card, x: int, y: in
     draw.rectangle((x, y, x + WIDTH - 1, y + height - 1), fill=BAND, outline=EDGE)
     top = y + PAD
     for row in one.rows:
-        left = x + PAD
-        for tile in row:
-            page.paste(tile.image, (left, top))
-            if tile.label:
-                draw.text((left, top + tile.image.height), tile.label, fill=FAINT, font=font)
-            left += tile.image.width + 4
+        draw_row(page, row, x + PAD, top)
         top += row_height(row)
     for text, colour in one.lines:
         draw.text((x + PAD, top), text, fill=colour, font=bold if colour == INK else font)

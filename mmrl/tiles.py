@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from mmrl.errors import UserError
 from mmrl.image import read_image
@@ -19,6 +19,7 @@ FRAMES = 8
 SCALES = (8, 6, 5, 4, 3, 2, 1, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)
 LINE, GAP = 16, 4
 """Pixels of a line of text, and between tiles."""
+PAPER, FAINT = "#ffffff", "#667079"
 
 
 @dataclass
@@ -45,6 +46,20 @@ def groups_of(media: Sequence[Any], fps: Any) -> list[list[Tile]]:
             groups.append(found)
             images = None
     return groups
+
+
+def beside(given: Sequence[Sequence[Tile]], made: Sequence[Sequence[Tile]]) -> list[list[Tile]]:
+    """What a prompt shows and what is (to be) made of it, told apart by words: in one group, frames of a video in their own."""
+    if not (given and made):
+        return [list(group) for group in (*given, *made)]
+    groups: list[list[Tile]] = [[]]
+    for word, found in (("given", given), ("made", made)):
+        for group in found:
+            if any(tile.label for tile in group):
+                groups.append(list(group))
+            else:
+                groups[0] += [Tile(tile.image, word) for tile in group]
+    return [group for group in groups if group]
 
 
 def opened(media: Any, fps: Any, frames: int) -> Tile | list[Tile]:
@@ -100,6 +115,26 @@ def flow(groups: Sequence[Sequence[Tile]], width: int) -> list[list[Tile]]:
 def row_height(row: Sequence[Tile]) -> int:
     """Pixels of a row of `flow`, its labels and the space below it included."""
     return max(tile.image.height for tile in row) + (LINE if any(tile.label for tile in row) else 0) + GAP
+
+
+def draw_row(page: Image.Image, row: Sequence[Tile], x: int, y: int) -> None:
+    """Put the tiles of a row of `flow`, and their labels, on a page."""
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for tile in row:
+        page.paste(tile.image, (x, y))
+        draw.text((x, y + tile.image.height), tile.label, fill=FAINT, font=font)
+        x += tile.image.width + GAP
+
+
+def mosaic(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """The rows of `flow` as one picture."""
+    width = max(sum(tile.image.width + GAP for tile in row) - GAP for row in rows)
+    page = Image.new("RGB", (width, sum(row_height(row) for row in rows) - GAP), PAPER)
+    y = 0
+    for row in rows:
+        draw_row(page, row, 0, y)
+        y += row_height(row)
+    return page
 
 
 def _rows(tiles: Sequence[Tile], scale: float, width: int) -> list[list[Tile]]:

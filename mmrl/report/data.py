@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -25,8 +26,9 @@ COUNTS = ("/failed", "/skipped")
 
 @dataclass(frozen=True)
 class Shot:
-    """One sample of a sheet: `image` or `text`, its prompt and its reward values (None = not scored); what the prompt
-    shows, what would have been right, and kind and level of the prompt where they are known."""
+    """One sample of a sheet: `image`, `video` (the file of an animated picture) or `text`, its prompt and its reward values
+    (None = not scored); what the prompt shows, what would have been right, and kind and level of the prompt where they are
+    known."""
 
     prompt: str
     image: Image.Image | None
@@ -35,6 +37,7 @@ class Shot:
     media: list[list[Tile]] = field(default_factory=list)
     answer: str | None = None
     about: str = ""
+    video: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -222,17 +225,30 @@ def _shot(entry: dict[str, Any], image: Image.Image | None, folder: Path, notes:
         media=[row for row in media if row],
         answer=None if answer is None else str(answer),
         about=str(entry.get("about", "")),
+        video=_video(str(entry["video"]), folder, notes) if "video" in entry else None,
     )
 
 
+def _video(name: str, folder: Path, notes: list[str]) -> bytes | None:
+    """The file of a video."""
+    found = _media(name, "webp", folder, notes)
+    return None if found is None else found[0]
+
+
 def _tile(entry: dict[str, Any], folder: Path, notes: list[str]) -> Tile | None:
-    """A picture that a prompt shows; only files of the run's own folder are opened."""
-    name = str(entry.get("file", ""))
+    """A picture that a prompt shows."""
+    found = _media(str(entry.get("file", "")), "png", folder, notes)
+    return None if found is None else Tile(found[1], str(entry.get("label", "")))
+
+
+def _media(name: str, kind: str, folder: Path, notes: list[str]) -> tuple[bytes, Image.Image] | None:
+    """A file, and its (first) picture; only files of the run's own folder are opened."""
     try:
-        if not re.fullmatch(rf"{MEDIA}/[0-9a-f]+\.png", name):
+        if not re.fullmatch(rf"{MEDIA}/[0-9a-f]+\.{kind}", name):
             raise ValueError(name)
-        with Image.open(folder / name) as image:
-            return Tile(image.convert("RGB"), str(entry.get("label", "")))
+        file = (folder / name).read_bytes()
+        with Image.open(io.BytesIO(file)) as image:
+            return file, image.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         note = f"samples/{name} is missing or incomplete"
         if note not in notes:

@@ -1,5 +1,5 @@
-"""Contact sheets: the samples of one evaluation in one PNG, each over its prompt and marked with its verdict; what the
-prompt shows stands above a written answer.
+"""Contact sheets: the samples of one evaluation in one PNG, each over its prompt and marked with its verdict. What the prompt
+shows stands above a written answer and left of a drawn picture; of a video there are some frames.
 
 The boxes of the drawn pictures are kept inside the PNG, so that a report can cut them out again.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from mmrl.tiles import Tile, flow, row_height
+from mmrl.tiles import FAINT, PAPER, Tile, beside, draw_row, flow, groups_of, mosaic, row_height
 
 if TYPE_CHECKING:
     from mmrl.evaluate import Picture
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 VERDICTS = ("strict", "exact", "right", "correct", "accuracy")
 """Rewards that decide whether a sample is right, the first one present wins."""
 BOXES = "mmrl:boxes"
-"""The PNG text entry with `[x, y, width, height, enlargement]` per picture, or null for a text."""
-SMALL, LARGE, TEXT_WIDTH = 144, 256, 240
+"""The PNG text entry with `[x, y, width, height, enlargement]` per picture, or null for a text or a video."""
+SMALL, LARGE, TEXT_WIDTH, VIDEO_WIDTH = 144, 256, 240, 320
 GAP, BORDER, LINE = 14, 3, 15
-PAPER, INK, FAINT = "#ffffff", "#1f2328", "#667079"
+INK = "#1f2328"
 COLOURS = {"right": "#1a7f37", "wrong": "#c62f2f", "partly": "#b57d00", "open": "#b8bec5"}
 
 State = Literal["right", "wrong", "partly", "open"]
@@ -50,12 +50,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the sheet, laid out: what the prompt shows, an image or lines of text, lines of the prompt and of the
-    right answer, and the verdict."""
+    """One entry of the sheet, laid out: what stands above (what the prompt shows), an image or lines of text, lines of the
+    prompt and of the right answer, and the verdict. `box` is the drawn picture inside the image, and its enlargement."""
 
     media: list[list[Tile]]
     image: Image.Image | None
-    factor: int
+    box: tuple[int, int, int, int, int] | None
     text: list[str]
     caption: list[str]
     answer: list[str]
@@ -77,17 +77,17 @@ def verdict(rewards: Mapping[str, float | None]) -> Verdict:
 def save_grid(pictures: Sequence[Picture], path: Path) -> None:
     """Write the contact sheet of `pictures` to `path` as PNG. Replaces it in one step."""
     font, bold = ImageFont.load_default(12), ImageFont.load_default(13)
-    images = [None if p.image is None else _resize(Image.fromarray(p.image).convert("RGB")) for p in pictures]
-    width = max((image.width for image, _ in filter(None, images)), default=TEXT_WIDTH)
+    images = [_body(picture) for picture in pictures]
+    width = max((image.width for image, _ in images if image is not None), default=TEXT_WIDTH)
     if any(p.text or p.media for p in pictures):
         width = max(width, TEXT_WIDTH)
     cells = []
-    for picture, resized in zip(pictures, images, strict=True):
-        image, factor = resized or (None, 1)
+    for picture, (image, box) in zip(pictures, images, strict=True):
+        above = flow(picture.media, width) if image is None else []
         text = _shortened(wrap(picture.text or "", font, width - 12, 10**6))
         right = wrap(f"right: {picture.answer}", font, width, 1) if picture.answer is not None else []
         caption = wrap(picture.prompt, bold, width, 3 if not picture.media else 5)
-        cells.append(Cell(flow(picture.media, width), image, factor, text, caption, right, verdict(picture.rewards)))
+        cells.append(Cell(above, image, box, text, caption, right, verdict(picture.rewards)))
     sheet, boxes = _draw(cells, width, font, bold)
     info = PngInfo()
     info.add_text(BOXES, json.dumps(boxes))
@@ -149,6 +149,27 @@ def _shortened(lines: list[str]) -> list[str]:
     return lines if len(lines) <= 12 else [*lines[:5], "...", *lines[-6:]]
 
 
+def _body(picture: Picture) -> tuple[Image.Image | None, tuple[int, int, int, int, int] | None]:
+    """The image of a sample, with what its prompt shows, and the box of what was drawn; of a video frames without a box."""
+    if picture.video is not None:
+        return mosaic(flow(beside(picture.media, groups_of([picture.video], picture.fps)), VIDEO_WIDTH)), None
+    if picture.image is None:
+        return None, None
+    image, factor = _resize(Image.fromarray(picture.image).convert("RGB"))
+    if not picture.media:
+        return image, (0, 0, *image.size, factor)
+    (row,) = beside([[_as_high(tile, image.height)] for tiles in picture.media for tile in tiles], [[Tile(image)]])
+    whole = mosaic([row])
+    return whole, (whole.width - image.width, 0, *image.size, factor)
+
+
+def _as_high(tile: Tile, height: int) -> Tile:
+    """The picture of a tile, without its word, in another height."""
+    image = tile.image
+    how = Image.Resampling.NEAREST if height % image.height == 0 else Image.Resampling.LANCZOS
+    return Tile(image.resize((max(1, round(image.width * height / image.height)), height), how))
+
+
 def _resize(image: Image.Image) -> tuple[Image.Image, int]:
     """Small images grow by a whole factor without smoothing, large ones shrink."""
     side = max(image.size)
@@ -176,20 +197,15 @@ def _draw(
         row, column = divmod(index, columns)
         x, y = GAP + column * step_x, GAP + sum(heights[:row])
         for tiles in cell.media:
-            left = x
-            for tile in tiles:
-                sheet.paste(tile.image, (left, y))
-                draw.text((left, y + tile.image.height), tile.label, fill=FAINT, font=font)
-                left += tile.image.width + 4
+            draw_row(sheet, tiles, x, y)
             y += row_height(tiles)
         inner = _body_height(cell)
         frame = (x, y, x + _frame_width(cell, width) + 2 * BORDER - 1, y + inner + 2 * BORDER - 1)
         draw.rectangle(frame, outline=COLOURS[cell.verdict.state], width=BORDER)
         if cell.image is not None:
             sheet.paste(cell.image, (x + BORDER, y + BORDER))
-            boxes.append([x + BORDER, y + BORDER, *cell.image.size, cell.factor])
-        else:
-            boxes.append(None)
+        box = cell.box
+        boxes.append(None if box is None else [box[0] + x + BORDER, box[1] + y + BORDER, *box[2:]])
         top = y + BORDER + (cell.image.height if cell.image is not None else 0) + 4
         for number, line in enumerate(cell.text):
             draw.text((x + BORDER + 6, top + number * LINE), line, fill=INK, font=font)

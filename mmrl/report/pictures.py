@@ -30,7 +30,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Seen:
-    """A sample as the page shows it. `source` is a data URI; `text` where there is no image."""
+    """A sample as the page shows it. `source` is the data URI of an image or a video; `text` where there is none."""
 
     source: str | None
     pixelated: bool
@@ -71,6 +71,12 @@ class Pair:
     def tiles(self) -> int:
         """Pictures in the longest row."""
         return max((len(row) for row in self.media), default=0)
+
+    @property
+    def given(self) -> list[Thumb]:
+        """What the prompt shows, where it stands beside what was drawn from it."""
+        drawn = any(seen is not None and seen.source is not None for seen in (self.before, self.after))
+        return [thumb for row in self.media for thumb in row] if drawn else []
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def strips(data: RunData) -> list[Strip]:
     """One per stage with pictures from its middle: evenly chosen columns, the first and the last among them."""
     found = []
     for name, sheets in _by_stage(data).items():
-        if len(sheets) < 3 or not any(shot.image for sheet in sheets for shot in sheet.shots):
+        if len(sheets) < 3 or not any(shot.image or shot.video for sheet in sheets for shot in sheet.shots):
             continue
         last = len(sheets) - 1
         count = min(STRIP_COLUMNS, len(sheets))
@@ -185,7 +191,12 @@ def _find(sheet: Sheet | None, index: int, prompt: str) -> Shot | None:
 def _seen(shot: Shot | None, most: int) -> Seen | None:
     if shot is None:
         return None
-    source, pixelated = _encode(shot.image, most) if shot.image is not None else (None, False)
+    source, pixelated = (None, False)
+    if shot.video is not None:
+        with Image.open(io.BytesIO(shot.video)) as frames:
+            source, pixelated = _uri(shot.video, "webp"), max(frames.size) <= PIXELATED
+    elif shot.image is not None:
+        source, pixelated = _encode(shot.image, most)
     rewards = ", ".join(f"{k} {'not scored' if v is None else f'{v:.3g}'}" for k, v in shot.rewards.items())
     return Seen(source, pixelated, shot.text, verdict(shot.rewards), rewards)
 
@@ -200,5 +211,8 @@ def _encode(image: Image.Image, most: int) -> tuple[str, bool]:
         image = image.copy()
         image.thumbnail((most, most), Image.Resampling.LANCZOS)
         image.save(buffer, format="JPEG", quality=88)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", small
+    return _uri(buffer.getvalue(), "png" if small else "jpeg"), small
+
+
+def _uri(file: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"

@@ -1,14 +1,16 @@
-"""The samples of one evaluation as files: a contact sheet, what was said of each of them, and what the prompts show."""
+"""The samples of one evaluation as files: a contact sheet, what was said of each of them, what the prompts show, and videos as
+animated pictures."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl.folder import write_json
+from mmrl.animation import animated
+from mmrl.folder import write_bytes, write_json
 from mmrl.report.grid import save_grid
 from mmrl.tiles import Tile
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from mmrl.evaluate import Picture
 
 MEDIA = "media"
-"""The folder, beside the sheets, of the pictures that prompts show; equal ones are stored once."""
+"""The folder, beside the sheets, of the pictures that prompts show and of videos; equal ones are stored once."""
 
 
 def save_pictures(pictures: Sequence[Picture], folder: Path, name: str) -> None:
@@ -31,21 +33,26 @@ def _entry(picture: Picture, folder: Path) -> Mapping[str, Any]:
         entry["answer"] = picture.answer
     if picture.about:
         entry["about"] = picture.about
+    if picture.video is not None:
+        entry["video"] = _stored(animated(picture.video, picture.fps), "webp", folder)
     if picture.media:
         entry["media"] = [
-            [{"file": _stored(tile, folder), "label": tile.label} for tile in row] for row in picture.media
+            [{"file": _stored(_png(tile), "png", folder), "label": tile.label} for tile in row] for row in picture.media
         ]
     return entry
 
 
-def _stored(tile: Tile, folder: Path) -> str:
-    """The name below `folder` of a tile's picture, whose pixels name it."""
-    pixels = hashlib.sha256(repr(tile.image.size).encode() + tile.image.tobytes()).hexdigest()[:16]
-    name = f"{MEDIA}/{pixels}.png"
+def _png(tile: Tile) -> bytes:
+    file = io.BytesIO()
+    tile.image.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _stored(file: bytes, kind: str, folder: Path) -> str:
+    """The name below `folder` of a file that its content names."""
+    name = f"{MEDIA}/{hashlib.sha256(file).hexdigest()[:16]}.{kind}"
     path = folder / name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        tile.image.save(temporary, format="PNG", optimize=True)
-        temporary.replace(path)
+        write_bytes(path, file)
     return name

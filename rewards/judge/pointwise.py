@@ -1,0 +1,228 @@
+"""Rewards from what a judge says about one sample."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from mmrl.reward import Failed, Reward
+from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
+from mmrl.rewards.judge.question import messages
+from mmrl.rewards.judge.verdict import axes, edit_scores, field, final_score, json_object, number, yes_share
+from mmrl.rollout import Sample
+
+Verdict = float | None
+
+
+class JudgeReward(Reward):
+    """Base: asks once, once more where the answer cannot be read, and then the sample has failed."""
+
+    deterministic = False
+    endpoint: Endpoint
+    reference: bool = True
+    """Show the judge the prompt's target, if there is one."""
+
+    _chat: Any = PrivateAttr(default=None)
+
+    def setup(self, device: torch.device) -> None:
+        """Open the connection. Raises UserError for an endpoint that may not be asked."""
+        self._chat = Chat(self.endpoint)
+
+    @abstractmethod
+    def instruction(self, sample: Sample) -> str:
+        """What the judge is told to do."""
+
+    @abstractmethod
+    def verdict(self, reply: Reply, sample: Sample) -> Verdict:
+        """The score that a reply means; None where it cannot be read."""
+
+    def asked(self) -> dict[str, Any]:
+        """The form of the answer: `schema`, or `top_logprobs`."""
+        return {}
+
+    def question(self, sample: Sample) -> list[dict[str, Any]]:
+        """The messages about a sample."""
+        return messages(sample, self.instruction(sample), self.endpoint, self.reference)
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """A number or `Failed` per sample."""
+        questions = [self.question(sample) for sample in samples]
+        replies = self._chat.ask_all(questions, **self.asked())
+        found = [self._read(reply, sample) for reply, sample in zip(replies, samples, strict=True)]
+        again = [row for row, value in enumerate(found) if value is None and not isinstance(replies[row], JudgeError)]
+        second = self._chat.ask_all([self._chat.forget(questions[row]) for row in again], **self.asked())
+        for row, reply in zip(again, second, strict=True):
+            found[row], replies[row] = self._read(reply, samples[row]), reply
+        return [value if value is not None else _failed(reply) for value, reply in zip(found, replies, strict=True)]
+
+    def _read(self, reply: Reply | JudgeError, sample: Sample) -> Verdict:
+        return None if isinstance(reply, JudgeError) else self.verdict(reply, sample)
+
+
+def _failed(reply: Reply | JudgeError) -> Failed:
+    if isinstance(reply, JudgeError):
+        return Failed(str(reply))
+    return Failed(f"the judge's answer cannot be read, twice: {reply.text[:120]!r}")
+
+
+class Judge(JudgeReward):
+    """A judge's verdict on each sample: by `form`, a number from `low` to `high` in a JSON schema (scaled to 0..1), or the probability of
+    yes from the log-probs of its first token.
+
+    `task` says what is to be judged; an answer's own words are escaped, so that it cannot write its verdict.
+    """
+
+    range = (0.0, 1.0)
+    task: str = "Judge how well the result fulfils the prompt."
+    form: Literal["score", "yes_no"] = "score"
+    low: float = 1.0
+    high: float = 5.0
+    top_logprobs: int = Field(default=20, ge=2, le=20)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Judge:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+    def instruction(self, sample: Sample) -> str:
+        if self.form == "yes_no":
+            return f"{self.task} Answer with one word: yes or no."
+        return (
+            f'{self.task} Answer with JSON: {{"reason": "...", "score": a number from {self.low:g} to {self.high:g}}}.'
+        )
+
+    def asked(self) -> dict[str, Any]:
+        if self.form == "yes_no":
+            return {"top_logprobs": self.top_logprobs}
+        properties = {
+            "reason": {"type": "string"},
+            "score": {"type": "number", "minimum": self.low, "maximum": self.high},
+        }
+        return {"schema": _schema(properties)}
+
+    def verdict(self, reply: Reply, sample: Sample) -> Verdict:
+        if self.form == "yes_no":
+            return yes_share(reply.first)
+        value = field(reply.text, "score", self.low, self.high)
+        return None if value is None else (value - self.low) / (self.high - self.low)
+
+
+class Item(BaseModel):
+    """A point of a rubric: a statement that holds or not, what it weighs (negative: it should not hold), and whether the score is 0
+    when it fails."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str
+    weight: float = 1.0
+    hard: bool = False
+
+
+class Rubric(JudgeReward):
+    """The weighted share of a rubric's items that hold: `max(0, sum(w pass)) / sum(positive w)`; a hard item that fails gives 0.
+
+    The items stand in the config, or in the prompt's `meta.rubric`.
+    """
+
+    range = (0.0, 1.0)
+    items: tuple[Item, ...] = ()
+
+    def of(self, sample: Sample) -> tuple[Item, ...]:
+        """The items of a sample. Raises ValueError where there are none that count."""
+        own = sample.prompt.meta.get("rubric")
+        items = self.items if own is None else tuple(Item.model_validate(one) for one in own)
+        if not any(item.weight > 0 for item in items):
+            raise ValueError(f"prompt '{sample.prompt.id}' has no rubric item of a positive weight")
+        return items
+
+    def instruction(self, sample: Sample) -> str:
+        lines = "\n".join(f"{k}. {item.text}" for k, item in enumerate(self.of(sample), start=1))
+        return (
+            "Decide for each numbered statement whether it holds for the result. Answer with JSON: "
+            f'{{"holds": [true or false, one per statement]}}.\nStatements:\n{lines}'
+        )
+
+    def asked(self) -> dict[str, Any]:
+        return {"schema": _schema({"holds": {"type": "array", "items": {"type": "boolean"}}})}
+
+    def verdict(self, reply: Reply, sample: Sample) -> Verdict:
+        items, found = self.of(sample), json_object(reply.text)
+        holds = None if found is None else found.get("holds")
+        if not isinstance(holds, list) or len(holds) != len(items) or not all(isinstance(one, bool) for one in holds):
+            return None
+        if any(item.hard and held != (item.weight > 0) for item, held in zip(items, holds, strict=True)):
+            return 0.0
+        earned = sum(item.weight for item, held in zip(items, holds, strict=True) if held)
+        return max(0.0, earned) / sum(item.weight for item in items if item.weight > 0)
+
+
+class Perception(JudgeReward):
+    """Perception-R1: the share of a prompt's annotated visual facts (`meta.facts`, a list of texts) that agree with the response.
+
+    Source: Perception-R1 (visual annotations judged against the response).
+    """
+
+    range = (0.0, 1.0)
+    needs = ("text",)
+
+    def facts(self, sample: Sample) -> list[str]:
+        """Raises ValueError for a prompt without facts."""
+        found = sample.prompt.meta.get("facts")
+        if not isinstance(found, list | tuple) or not found:
+            raise ValueError(f"prompt '{sample.prompt.id}' has no visual facts (meta.facts, a list of texts)")
+        return [str(fact) for fact in found]
+
+    def instruction(self, sample: Sample) -> str:
+        lines = "\n".join(f"{k}. {fact}" for k, fact in enumerate(self.facts(sample), start=1))
+        return (
+            "Each numbered fact is true of the picture. Decide for each whether the response is consistent with it and states or "
+            f'uses it. Answer with JSON: {{"holds": [true or false, one per fact]}}.\nFacts:\n{lines}'
+        )
+
+    def asked(self) -> dict[str, Any]:
+        return {"schema": _schema({"holds": {"type": "array", "items": {"type": "boolean"}}})}
+
+    def verdict(self, reply: Reply, sample: Sample) -> Verdict:
+        found, count = json_object(reply.text), len(self.facts(sample))
+        holds = None if found is None else found.get("holds")
+        if not isinstance(holds, list) or len(holds) != count or not all(isinstance(one, bool) for one in holds):
+            return None
+        return sum(holds) / count
+
+
+class UnifiedReward(JudgeReward):
+    """UnifiedReward as a pointwise judge behind an endpoint: `v1.5` (`Final Score`), `v2.0` (three axes) or `edit` (two scores), 0 to 1.
+
+    The published prompts belong to the checkpoint: give yours in `task`. An answer out of range or without all parts is unreadable.
+    Source: CodeGoat24/UnifiedReward.
+    """
+
+    range = (0.0, 1.0)
+    licence = "MIT (code); weights: see the model card"
+    version: Literal["v1.5", "v2.0", "edit"] = "v2.0"
+    task: str
+
+    def axes(self, sample: Sample) -> tuple[str, str, str]:
+        """Names of the three axes: a video has Physics in the place of Coherence."""
+        return ("Alignment", "Physics" if sample.video is not None else "Coherence", "Style")
+
+    def instruction(self, sample: Sample) -> str:
+        return self.task
+
+    def verdict(self, reply: Reply, sample: Sample) -> Verdict:
+        if self.version == "v1.5":
+            value = final_score(reply.text)
+            return None if value is None else (value - 1) / 4
+        if self.version == "edit":
+            pair = edit_scores(reply.text)
+            return None if pair is None else number(min(pair) / 25, 0, 1)
+        found = axes(reply.text, self.axes(sample))
+        return None if found is None else (sum(found.values()) / len(found) - 1) / 4
+
+
+def _schema(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

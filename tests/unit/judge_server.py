@@ -1,0 +1,69 @@
+"""A stand-in for an OpenAI-compatible endpoint: answers come from a function of the request."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class JudgeServer:
+    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
+        self.answer = answer
+        self.bodies: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.bodies.append(body)
+                found = outer.answer(body)
+                status, content = (found, {}) if isinstance(found, int) else (200, _completion(found))
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def _completion(found: Any) -> dict[str, Any]:
+    if isinstance(found, dict):
+        top = [{"token": token, "logprob": value} for token, value in found.items()]
+        first = {"token": top[0]["token"], "logprob": top[0]["logprob"], "top_logprobs": top}
+        return {"choices": [{"message": {"content": top[0]["token"]}, "logprobs": {"content": [first]}}]}
+    return {"choices": [{"message": {"content": found}}]}
+
+
+def user_text(body: dict[str, Any]) -> str:
+    """Every text that a request shows the judge, the system message left out."""
+    parts = [part for message in body["messages"] if message["role"] == "user" for part in _parts(message)]
+    return "\n".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def pictures(body: dict[str, Any]) -> list[str]:
+    """The data of every picture in a request."""
+    parts = [part for message in body["messages"] for part in _parts(message)]
+    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -1,0 +1,123 @@
+"""Video guards and foresight: tiny random models of the real classes, and the formulas around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmrl.errors import UserError
+from mmrl.reward import RewardSet
+from mmrl.rewards.visual.foresight import Foresight, agreement
+from mmrl.rewards.visual.motion import Motion, TemporalConsistency
+from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
+from tests.unit.test_preference_models import tiny_clip
+
+CPU = torch.device("cpu")
+
+
+def clip(frames: int = 8, seed: int = 0, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+
+
+def video(frames: np.ndarray, fps: float | None = 8) -> Sample:
+    return Sample(Prompt("p", "x"), video=frames, meta={} if fps is None else {"fps": fps})
+
+
+def tiny_vjepa(folder: Path) -> Path:
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    torch.manual_seed(0)
+    config = VJEPA2Config(
+        patch_size=8, crop_size=32, frames_per_clip=8, hidden_size=24, num_attention_heads=2, num_hidden_layers=2, mlp_ratio=2.0,
+        pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=2, pred_mlp_ratio=2.0, pred_num_mask_tokens=1,
+        num_pooler_layers=1, pred_zero_init_mask_tokens=False,
+    )  # fmt: skip
+    VJEPA2Model(config).save_pretrained(folder)
+    return folder
+
+
+def test_foresight_sees_the_first_part_only(tmp_path: Path) -> None:
+    from transformers import VJEPA2Model
+
+    folder = tiny_vjepa(tmp_path)
+    model = VJEPA2Model.from_pretrained(folder).eval()
+    pixels = torch.randn(1, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = agreement(model, pixels, 0.5)
+    with torch.no_grad():
+        out = model.encoder(pixel_values_videos=pixels).last_hidden_state
+        seen = model.encoder(pixel_values_videos=pixels[:, :4]).last_hidden_state
+        known, total = seen.shape[1], out.shape[1]
+        places = torch.arange(total)[None]
+        guess = model.predictor(seen, [places[:, :known]], [places[:, known:]]).last_hidden_state
+    cosines = [
+        float(guess[0, k] @ out[0, known + k] / guess[0, k].norm() / out[0, known + k].norm())
+        for k in range(total - known)
+    ]
+    assert known * 2 == total and float(found.detach()) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+    guesses = []
+    for future in (pixels[:, 4:], torch.zeros_like(pixels[:, 4:])):  # the guess does not depend on what comes
+        whole = torch.cat([pixels[:, :4], future], 1)
+        context = model.encoder(pixel_values_videos=whole[:, :4]).last_hidden_state
+        guesses.append(model.predictor(context, [places[:, :known]], [places[:, known:]]).last_hidden_state)
+    assert torch.equal(*guesses)
+    with pytest.raises(ValueError, match="one to foresee"):
+        agreement(model, pixels[:, :2], 0.5)
+
+    reward = Foresight(path=str(folder), frames=8)
+    reward.setup(CPU)
+    scores = RewardSet({"f": (reward, 1.0)}).score(
+        [video(clip(12)), video(clip(12, 1)), video(clip(4)), Sample(Prompt("p", "x"))]
+    )
+    assert scores.status[:, 0].tolist() == [OK, OK, FAILED, SKIPPED] and scores.values[0, 0] != scores.values[1, 0]
+
+
+class Known(Motion):
+    """Everything moves by the same step."""
+
+    step: tuple[float, float] = (3.0, 4.0)
+
+    def setup(self, device: torch.device) -> None:
+        pass
+
+    def flow(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.tensor(self.step)[None, :, None, None].expand(len(first), 2, *first.shape[-2:])
+
+
+def test_motion_is_flow_per_diagonal_and_second() -> None:
+    still = video(clip(size=128))
+    diagonal = 128 * 2**0.5
+    assert Known(enough=10).score([still]) == [pytest.approx(5 / diagonal * 8 / 10)]
+    assert Known(enough=0.01).score([still]) == [1.0] and Known(step=(0.0, 0.0)).score([still]) == [0.0]
+    scores = RewardSet({"m": (Known(), 1.0)}).score([video(clip(1)), video(clip(), fps=None)])
+    assert (scores.status == FAILED).all() and "frame rate" in scores.messages[0]
+
+
+def test_raft_from_a_file(tmp_path: Path) -> None:
+    from torchvision.models.optical_flow import raft_small
+
+    torch.manual_seed(0)
+    torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    reward = Motion(path=str(tmp_path / "raft.pth"), max_pairs=2, enough=1e6)
+    reward.setup(CPU)
+    (found,) = reward.score([video(clip(3, size=40))])
+    assert found is not None and 0 < found < 1
+    torch.save({"x": torch.zeros(1)}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="lacks weights"):
+        Motion(path=str(tmp_path / "bad.pth")).setup(CPU)
+
+
+def test_consistency_is_the_cosine_of_neighbours(tmp_path: Path) -> None:
+    reward = TemporalConsistency(path=str(tiny_clip(tmp_path)), batch_size=3)
+    reward.setup(CPU)
+    frames = clip(5)
+    features: Any = reward._clip.picture_features(
+        [torch.from_numpy(f.copy()).permute(2, 0, 1).float() / 255 for f in frames]
+    )
+    wanted = np.mean([float((features[k] @ features[k + 1]).detach()) for k in range(4)])
+    assert reward.score([video(frames)]) == [pytest.approx(wanted, abs=1e-5)]
+    assert reward.score([video(np.repeat(frames[:1], 4, axis=0))]) == [pytest.approx(1.0, abs=1e-5)]

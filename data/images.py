@@ -22,7 +22,12 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     Raises UserError for a file that is missing, broken or no picture.
     """
     picture = image.read_image(path)
-    return picture if size is None else _to_rgb(Image.fromarray(picture), size)
+    return picture if size is None else fitted(picture, size)
+
+
+def fitted(picture: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 picture (H, W, 3) as (size, size, 3): the shorter side scaled to `size` (bicubic), the middle cut out."""
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (size, size), Image.Resampling.BICUBIC))
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -39,6 +44,5 @@ def as_array(value: Any) -> np.ndarray:
     raise TypeError(f"got {type(value).__name__}; expected a file name, an image or its bytes")
 
 
-def _to_rgb(picture: Image.Image, size: int | None = None) -> np.ndarray:
-    found = image.as_rgb(picture)
-    return np.asarray(found if size is None else ImageOps.fit(found, (size, size), Image.Resampling.BICUBIC))
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    return np.asarray(image.as_rgb(picture))

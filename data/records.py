@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mmrl.data.conversation import KINDS, SLOT
-from mmrl.data.images import SUFFIXES, as_array
+from mmrl.data.images import as_array
 from mmrl.errors import UserError
+from mmrl.media import is_image
 from mmrl.rollout import Prompt
 
 
@@ -72,7 +72,7 @@ def prompt_of(record: Mapping[str, Any], columns: Columns, where: str, default_i
 def _check_slots(text: str, media: tuple[Any, ...], columns: Columns, where: str) -> None:
     """Raises UserError where a text says where its media stand, and has another number of these."""
     slots = SLOT.findall(text)
-    kinds = ["image" if _is_image(item) else "video" for item in media]
+    kinds = ["image" if is_image(item) else "video" for item in media]
     if slots and any(slots.count(kind) != kinds.count(kind) for kind in KINDS):
         written, there = (
             " and ".join(f"{found.count(kind)} {left}{kind}{right}" for kind in KINDS)
@@ -92,10 +92,6 @@ def _check_fps(media: tuple[Any, ...], meta: Mapping[str, Any], where: str) -> N
         raise UserError(
             f"{where}: a video given as frames needs its frames per second: meta.fps is {_show(fps)}; expected a number above 0"
         )
-
-
-def _is_image(item: Any) -> bool:
-    return item.ndim == 3 if isinstance(item, np.ndarray) else Path(item).suffix.lower() in SUFFIXES
 
 
 def _meta(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class _Chosen:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
+        self.prompts = [sample.prompt for sample in samples]
 
     def __len__(self) -> int:
         return len(self.samples)

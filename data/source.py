@@ -51,7 +51,10 @@ def _origin(prompt: Prompt) -> str:
 
 
 class Examples(Protocol):
-    """An endless stream without state: example `index` is always the same one."""
+    """An endless stream without state: example `index` is always the same one.
+
+    One over a finite set also has its `samples` (`Finite`), so that they can be checked one by one.
+    """
 
     def example(self, index: int) -> Sample:
         """The sample at a position of the stream, `images` uint8 (H, W, 3)."""
@@ -68,6 +71,9 @@ class ExampleSource(Component):
 
 class Finite(Protocol):
     """A fixed number of samples, read when they are asked for."""
+
+    prompts: Sequence[Prompt]
+    """Of the samples, known without reading a file."""
 
     def __len__(self) -> int: ...
 

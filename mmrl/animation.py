@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mmrl.tiles import within
-from mmrl.video import spread
+from mmrl.video import spread, usable, write_video
 
 SIDE, FRAMES = 256, 48
 """Most pixels of a side and most frames of a preview."""
@@ -34,3 +35,14 @@ def animated(video: np.ndarray, fps: float) -> bytes:
         file, format="WEBP", save_all=True, append_images=rest, duration=max(1, round(1000 / fps)), loop=0, **options
     )
     return file.getvalue()
+
+
+def save_video(folder: Path, name: str, video: np.ndarray, fps: float) -> Path:
+    """Write `name.mp4`, or an animated `name.webp` where there is no encoder or a side is odd (H.264 takes even ones)."""
+    if usable("av") and not (video.shape[1] % 2 or video.shape[2] % 2):
+        path = folder / f"{name}.mp4"
+        write_video(path, video, fps)
+        return path
+    path = folder / f"{name}.webp"
+    path.write_bytes(animated(video, fps))
+    return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from mmrl.config.dump import dump, flatten
 from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load
 from mmrl.config.source import COMMAND_LINE, Path_
 from mmrl.errors import ConfigError, UserError
-from mmrl.image import SUFFIXES, read_image
+from mmrl.image import read_image
+from mmrl.media import is_image
 from mmrl.parity import are_replayed
 from mmrl.rollout import Prompt
 from mmrl.terminal import show_line, show_table
@@ -24,7 +27,7 @@ def show(config: str, overrides: Sequence[str], console: Console, media: bool = 
     """Print the plan of every stage and the origin of every value; with `media` read these files too. Raises ConfigError
     listing every problem."""
     resolved = load(config, overrides)
-    read = check_media(resolved) if media else 0
+    read = check_media(resolved) if media else ""
     show_line(console, f"{resolved.source.name}: policy {resolved.config.policy.name}")
     for stage in resolved.stages:
         for line in describe(stage, resolved):
@@ -39,50 +42,69 @@ def show(config: str, overrides: Sequence[str], console: Console, media: bool = 
             f"held-out rewards: {held_out}",
         )
     if media:
-        show_line(console, f"{read} pictures and videos can be read")
+        show_line(console, read)
     rows = [(key, value, origin(key, resolved)) for key, value in flatten(dump(resolved)).items()]
     show_table(console, ("key", "value", "from"), rows)
 
 
-def check_media(resolved: Resolved) -> int:
-    """Read every picture and a frame of every video that a config trains and evaluates on; returns their number.
+def check_media(resolved: Resolved) -> str:
+    """Read every picture and two frames of every video that a config trains and evaluates on, and what the examples of a
+    finite source show; returns how many there are, and of which sizes.
 
     Raises ConfigError with one line for each that cannot be read.
     """
     problems: dict[str, None] = {}
-    count = 0
-    for prompt in _prompts(resolved):
+    sizes: list[tuple[int, int]] = []
+    for prompt, made in _prompts(resolved):
+        where = prompt.meta.get("source", prompt.id)
         for number, item in enumerate(prompt.media, start=1):
-            count += 1
             try:
-                _read(item)
+                sizes.append(_size(item))
             except UserError as error:
-                problems[f"{prompt.meta.get('source', prompt.id)}: medium {number}: {error}"] = None
+                problems[f"{where}: medium {number}: {error}"] = None
+        try:
+            sizes += made()
+        except UserError as error:
+            problems[f"{where}: {error}"] = None
     if problems:
         raise ConfigError("\n".join(problems))
-    return count
+    if not sizes:
+        return "there are no pictures or videos to read"
+    low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    between = f"{low[0]} x {low[1]}" + (f" to {high[0]} x {high[1]}" if high != low else "")
+    return f"{len(sizes)} pictures and videos can be read, {between} pixels"
 
 
-def _read(item: Any) -> None:
+def _size(item: Any) -> tuple[int, int]:
+    """Width and height of a medium, read."""
     if not isinstance(item, str):
-        return
-    if Path(item).suffix.lower() in SUFFIXES:
-        read_image(Path(item))
+        shown = item
+    elif is_image(item):
+        shown = read_image(Path(item))
     else:
         video = open_video(Path(item))
-        video.frames([0, video.total - 1])
+        shown = video.frames([0, video.total - 1])
+    return shown.shape[-2], shown.shape[-3]
 
 
-def _prompts(resolved: Resolved) -> Iterator[Prompt]:
-    """Every prompt of every stage and of the evaluation; of examples those of a finite source."""
+def _made(samples: Any, position: int) -> list[tuple[int, int]]:
+    """The sizes of what an example shows."""
+    sample = samples[position]
+    return [_size(item) for item in (*sample.images, *([] if sample.video is None else [sample.video]))]
+
+
+def _prompts(resolved: Resolved) -> Iterator[tuple[Prompt, Callable[[], list[tuple[int, int]]]]]:
+    """Every prompt of every stage and of the evaluation, and what reads the result of an example; of examples those of a finite
+    source."""
     for stage in resolved.stages:
         if isinstance(stage, ResolvedExamples):
-            samples = getattr(stage.examples.open(0), "samples", ())
-            yield from (samples[position].prompt for position in range(len(samples)))
+            samples = getattr(stage.examples.open(0), "samples", None)
+            for position, prompt in enumerate([] if samples is None else samples.prompts):
+                yield prompt, functools.partial(_made, samples, position)
         elif isinstance(stage, ResolvedRL):
-            yield from stage.prompts.load()
+            yield from ((prompt, list) for prompt in stage.prompts.load())
     if resolved.evaluation is not None:
-        yield from resolved.evaluation.prompts.load()
+        yield from ((prompt, list) for prompt in resolved.evaluation.prompts.load())
 
 
 def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:

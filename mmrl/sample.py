@@ -11,9 +11,11 @@ from typing import Any
 from PIL import Image
 
 from mmrl import components
+from mmrl.animation import save_video
 from mmrl.errors import UserError
 from mmrl.evaluate import picture_of
 from mmrl.folder import write_json
+from mmrl.media import check_fit
 from mmrl.report.grid import save_grid
 from mmrl.rollout import Draw, Prompt, Sample
 from mmrl.run import trained_policy
@@ -68,18 +70,15 @@ def draw(run: Path, prompts: Sequence[Prompt], seed: int, num: int, out: Path) -
     samples = policy.generate(draws, resolved.evaluation.plan)
     out.mkdir(parents=True, exist_ok=True)
     if all(sample.text is None for sample in samples):
-        return [_drawn(item, sample, out / f"{_file(f'{checkpoint}_{item.prompt.id}_seed{item.seed}')}.png")
-                for item, sample in zip(draws, samples, strict=True)]  # fmt: skip
+        return _drawn(draws, samples, out, checkpoint)
     return _answers(draws, samples, out, checkpoint)
 
 
 def _check(policy: Any, prompts: Sequence[Prompt], name: str) -> None:
-    shows = [prompt for prompt in prompts if prompt.media]
-    if shows and policy.blind_view is None:
-        raise UserError(
-            f"the policy of this run ({name}) draws and takes no pictures or videos, but prompt '{shows[0].id}' has "
-            f"{len(shows[0].media)}; leave --media out"
-        )
+    try:
+        check_fit(prompts, policy, f"the policy of this run ({name})")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     _, left_out = policy.fits(prompts)
     if left_out:
         named = ", ".join(f"{id} ({length} tokens)" for id, length in left_out.items())
@@ -91,17 +90,38 @@ def _file(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
-def _drawn(item: Draw, sample: Sample, path: Path) -> str:
-    assert sample.images, f"prompt '{item.prompt.id}' has neither text nor an image"
-    Image.fromarray(sample.images[0]).save(path)
-    return str(path)
+def _drawn(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkpoint: str) -> list[str]:
+    """Write every picture or video to a file of its own; of videos and of edits also a sheet with what was given."""
+    said = []
+    for item, sample in zip(draws, samples, strict=True):
+        name = _file(f"{checkpoint}_{item.prompt.id}_seed{item.seed}")
+        if sample.video is not None:
+            said.append(str(save_video(out, name, sample.video, float(sample.meta["fps"]))))
+            continue
+        assert sample.images, f"prompt '{item.prompt.id}' has neither text nor an image nor a video"
+        Image.fromarray(sample.images[0]).save(out / f"{name}.png")
+        said.append(str(out / f"{name}.png"))
+    if any(sample.video is not None or sample.prompt.media for sample in samples):
+        said.append(_sheet(samples, out / f"{_together(draws, checkpoint)}_sheet.png"))
+    return said
+
+
+def _sheet(samples: Sequence[Sample], path: Path) -> str:
+    """Write a sheet of the first samples, with what was asked about; its name, and how many of them are on it."""
+    save_grid([picture_of(sample, {}) for sample in samples[:SHOWN]], path)
+    return f"{path}" + (f" (the first {SHOWN} of {len(samples)})" if len(samples) > SHOWN else "")
+
+
+def _together(draws: Sequence[Draw], checkpoint: str) -> str:
+    """The name of a file about all of the draws."""
+    ids = list(dict.fromkeys(item.prompt.id for item in draws))
+    name = ids[0] if len(ids) == 1 else f"{len(ids)}-prompts_{hashlib.sha256(repr(ids).encode()).hexdigest()[:6]}"
+    return _file(f"{checkpoint}_{name}_seed{draws[0].seed}")
 
 
 def _answers(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkpoint: str) -> list[str]:
     """Write all answers as JSON, and as a sheet with what was asked about; the answers themselves are what to say."""
-    ids = list(dict.fromkeys(item.prompt.id for item in draws))
-    name = ids[0] if len(ids) == 1 else f"{len(ids)}-prompts_{hashlib.sha256(repr(ids).encode()).hexdigest()[:6]}"
-    path = out / f"{_file(f'{checkpoint}_{name}_seed{draws[0].seed}')}.json"
+    path = out / f"{_together(draws, checkpoint)}.json"
     said: list[str] = []
     for item, sample in zip(draws, samples, strict=True):
         prompt = item.prompt
@@ -115,9 +135,7 @@ def _answers(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkp
          "seed": item.seed, "text": sample.text, **{key: sample.meta[key] for key in ("tokens", "finished") if key in sample.meta}}
         for item, sample in zip(draws, samples, strict=True)
     ])  # fmt: skip
-    save_grid([picture_of(sample, {}) for sample in samples[:SHOWN]], path.with_suffix(".png"))
-    more = f" (the first {SHOWN} of {len(samples)})" if len(samples) > SHOWN else ""
-    return [*said[1:], "", str(path), f"{path.with_suffix('.png')}{more}"]
+    return [*said[1:], "", str(path), _sheet(samples, path.with_suffix(".png"))]
 
 
 def write_export(run: Path, to: str, out: Path) -> Path:

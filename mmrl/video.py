@@ -67,6 +67,22 @@ def read_video(
     return opened.frames(spread(opened.total, count)), opened.fps * count / opened.total
 
 
+def read_clip(path: Path, frames: int | None = None, fps: float | None = None) -> tuple[np.ndarray, float]:
+    """The first `frames` frames of a video file at `fps` frames per second (default: all of them, at its own rate), uint8
+    (T, H, W, 3), and the rate.
+
+    Raises UserError that names the file, also where it is too short or has fewer frames per second.
+    """
+    video = open_video(path)
+    rate = fps or video.fps
+    if rate > video.fps * (1 + 1e-6):
+        raise UserError(f"{path} has {video.fps:g} frames per second; {rate:g} would repeat frames, so ask for less")
+    there = int((video.total - 1) / video.fps * rate + 1e-6) + 1
+    if there < (frames or 1):
+        raise UserError(f"{path} has {there} frames at {rate:g} per second; expected {frames} or more")
+    return video.frames([round(k * video.fps / rate) for k in range(frames or there)]), rate
+
+
 def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     """Write frames, uint8 (T, H, W, 3) with even H and W, as H.264 (4:2:0, nearly without loss).
 

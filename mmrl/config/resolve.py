@@ -23,6 +23,7 @@ from mmrl.config.schema import Config, PreferenceStage, RLStage, SupervisedStage
 from mmrl.config.source import Path_, Source, read
 from mmrl.config.validate import lines
 from mmrl.errors import ConfigError, UserError
+from mmrl.media import check_fit
 from mmrl.objective.objective import Objective
 from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
@@ -95,7 +96,7 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
                     "one another name",
                 )
     if read_data:
-        _read_data(stages, evaluation, build)
+        _read_data(stages, evaluation, build, policy, config.policy.name)
     if build.problems:
         raise ConfigError("\n".join(build.problems))
     return Resolved(config, source, policy, stages, evaluation)
@@ -138,30 +139,46 @@ def _rl(
     )
 
 
-def _read_data(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation | None, build: Builder) -> None:
-    """Open every data source once, so that a missing file or a bad line shows before weights load."""
+def _read_data(
+    stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation | None, build: Builder, policy: Any, name: str
+) -> None:
+    """Open every data source once, so that a missing file, a bad line or media that the policy cannot take show before
+    weights load."""
+
+    def fit(prompts: Sequence[Prompt]) -> None:
+        if policy is not None:
+            check_fit(prompts, policy, name)
+
     for stage in stages:
         path: Path_ = ("stages", stage.name)
         if isinstance(stage, ResolvedExamples) and stage.examples is not None:
-            build.check((*path, "examples"), stage.examples.open, 0)
+            build.check((*path, "examples"), lambda source: fit(_prompts_of(source.open(0))), stage.examples)
         elif isinstance(stage, ResolvedRL) and stage.prompts is not None:
-            build.check((*path, "prompts"), _sampler, stage)
+            build.check((*path, "prompts"), lambda stage: fit(_sampler(stage)), stage)
     if evaluation is not None and evaluation.prompts is not None:
-        build.check(("evaluation", "prompts"), _evaluation_prompts, stages, evaluation)
+        build.check(("evaluation", "prompts"), lambda of: fit(_evaluation_prompts(stages, of)), evaluation)
 
 
-def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> None:
-    prompts = evaluation.prompts.load()
+def _prompts_of(stream: Any) -> Sequence[Prompt]:
+    """The prompts of a stream of examples: all of a finite one, else the first."""
+    prompts: Sequence[Prompt] = stream.samples.prompts if hasattr(stream, "samples") else [stream.example(0).prompt]
+    return prompts
+
+
+def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> list[Prompt]:
+    prompts: list[Prompt] = evaluation.prompts.load()
     trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedRL)]
     for rewards in (*trained, evaluation.rewards):
         _targets(prompts, rewards)
+    return prompts
 
 
-def _sampler(stage: ResolvedRL) -> None:
+def _sampler(stage: ResolvedRL) -> list[Prompt]:
     """Read the prompts; raises ValueError when they cannot fill a step or lack the target that a reward compares with."""
-    prompts = stage.prompts.load()
+    prompts: list[Prompt] = stage.prompts.load()
     GroupSampler(prompts, stage.section.prompts_per_step, stage.section.group_size)
     _targets(prompts, stage.rewards)
+    return prompts
 
 
 def _targets(prompts: Sequence[Prompt], rewards: dict[str, tuple[Any, float]]) -> None:

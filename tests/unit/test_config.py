@@ -688,7 +688,7 @@ def test_media_that_cannot_be_read_are_all_named_when_asked_for(tmp_path: Path) 
     assert picture.startswith(f"{tmp_path / 'rows.jsonl'}:2: medium 1: {tmp_path / 'cut.png'} is broken")
     assert video.startswith(f"{tmp_path / 'rows.jsonl'}:3: medium 1: {tmp_path / 'cut.mp4'} is not a video")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(rows[0]) + "\n" for _ in range(2)))
-    assert check_media(load(str(tmp_path / "media.yaml"))) == 2
+    assert check_media(load(str(tmp_path / "media.yaml"))) == "2 pictures and videos can be read, 32 x 32 pixels"
 
 
 def test_a_shaping_reads_a_reward_that_is_there() -> None:

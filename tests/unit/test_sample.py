@@ -177,5 +177,7 @@ def test_a_model_that_draws_writes_a_picture_per_sample(draws: Path, tmp_path: P
 
 
 def test_a_model_that_draws_takes_no_media(draws: Path, media: Path) -> None:
-    with pytest.raises(UserError, match=r"\(tiny_sd3\) draws and takes no pictures or videos, .*; leave --media out$"):
+    with pytest.raises(
+        UserError, match=r"1 pictures and 0 videos, but the policy of this run \(tiny_sd3\) draws from text"
+    ):
         draw(draws, ask(["a red circle"], [media / "a.png"], None), 0, 1, media / "out")

@@ -385,7 +385,7 @@ def test_folder_pairs_pictures_with_text_files(folder: Path) -> None:
 
 def test_folder_errors(folder: Path) -> None:
     (folder / "x").mkdir()
-    with pytest.raises(UserError, match=f"no pictures in {folder}/x"):
+    with pytest.raises(UserError, match=f"no pictures or videos in {folder}/x"):
         examples("folder", folder / "x")
     with pytest.raises(UserError, match=f"no folder {folder}/y"):
         examples("folder", folder / "y")

@@ -100,7 +100,7 @@ def test_a_missing_or_foreign_video_is_a_note(tmp_path: Path) -> None:
     entries = json.loads((folder.samples / "000002_rl_after.json").read_text())
     (folder.samples / entries[0]["video"]).write_bytes(b"RIFF")
     (tmp_path / "secret.webp").write_bytes(animated(noise(3, 8, 8), 8))
-    entries[1]["video"] = "../secret.webp"
+    entries[1]["video"] = "media/../../secret.webp"
     (folder.samples / "000002_rl_after.json").write_text(json.dumps(entries))
     data = read_run(folder)
     assert [shot.video is None for shot in data.sheets[-1].shots] == [True, True, False]

@@ -37,8 +37,8 @@ class PairExamples(ExampleSource):
 
     def read(self, prompt: Prompt, path: Path) -> Sample:
         """One example. Raises UserError that names the file that cannot be read."""
-        if self.size is not None and prompt.media:
-            given = tuple(self._given(item) for item in prompt.media)
+        if self.size is not None:
+            given = tuple(_given(item, self.size) for item in prompt.media)
             prompt = dataclasses.replace(prompt, media=given)
         if is_image(str(path)):
             return Sample(prompt, images=(read_image(path, self.size),))
@@ -47,10 +47,12 @@ class PairExamples(ExampleSource):
             video = np.stack([fitted(frame, self.size) for frame in video])
         return Sample(prompt, video=video, meta={"fps": fps})
 
-    def _given(self, item: Any) -> Any:
-        if not is_image(item):
-            return item
-        return fitted(read_image(Path(item)) if isinstance(item, str) else item, self.size)
+
+def _given(item: Any, size: int) -> Any:
+    """A picture that a prompt shows, fitted; a video as it is."""
+    if not is_image(item):
+        return item
+    return fitted(read_image(Path(item)) if isinstance(item, str) else item, size)
 
 
 class Pairs:
@@ -60,7 +62,7 @@ class Pairs:
         prompts = [prompt for prompt, _ in pairs]
         check_ids(prompts)
         self.pairs = [pairs[position] for position in source.split.choose(prompts)]
-        self.prompts = [prompt for prompt, _ in self.pairs]
+        self.prompts: Sequence[Prompt] = [prompt for prompt, _ in self.pairs]
         self.source = source
 
     def __len__(self) -> int:

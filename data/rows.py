@@ -16,7 +16,7 @@ from mmrl.data.hf import HfPrompts
 from mmrl.data.source import Epochs, ExampleSource, check_ids
 from mmrl.data.split import Split, SplitOption
 from mmrl.errors import UserError
-from mmrl.rollout import Sample
+from mmrl.rollout import Prompt, Sample
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Chosen:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self.prompts = [sample.prompt for sample in samples]
+        self.prompts: Sequence[Prompt] = [sample.prompt for sample in samples]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -15,8 +15,11 @@ from mmrl import sample as sampling
 from mmrl.check import check_media
 from mmrl.components import build
 from mmrl.config.resolve import load
+from mmrl.distributed import Group
 from mmrl.errors import ConfigError, UserError
+from mmrl.evaluate import evaluate, evaluation_draws
 from mmrl.media import check_fit
+from mmrl.reward import RewardSet
 from mmrl.rollout import Draw, Prompt, Sample
 from mmrl.video import read_clip, read_video, write_video
 
@@ -193,3 +196,32 @@ def test_edits_are_written_alone_and_beside_their_source(monkeypatch: pytest.Mon
     assert sheet.name == "step_1_p_seed3_sheet.png"
     with pytest.raises(UserError, match=r"policy of this run \(toy\) edits one or more pictures; give it that"):
         drawn(monkeypatch, maker, Prompt("p", "invert"), tmp_path)
+
+
+def test_held_out_rewards_of_videos_and_edits_are_means_by_kind(tmp_path: Path) -> None:
+    """Half of the edits are left undone, half of the clips run backwards."""
+    for name in ("shape_edits", "moving_shapes"):
+        stream = build("examples", {"name": name}).open(0)
+        examples = {sample.prompt.id: sample for sample in (stream.example(index) for index in range(12))}
+        wrong = set(list(examples)[::2])
+
+        def make(draw: Draw, examples: dict = examples, wrong: set = wrong) -> Sample:
+            sample = examples[draw.prompt.id]
+            if draw.prompt.id not in wrong:
+                return sample
+            if sample.video is None:
+                return Sample(sample.prompt, images=sample.prompt.media[:1])
+            return Sample(sample.prompt, video=sample.video[::-1], meta=sample.meta)
+
+        prompts = [sample.prompt for sample in examples.values()]
+        modes = {mode: (build("reward", {"name": name, "mode": mode}), 1.0) for mode in ("dense", "exact", "strict")}
+        found = evaluate(
+            Maker(None, make), None, evaluation_draws(prompts, 1, 0), RewardSet(modes), 5, 4, Group(), ["kind"]
+        )
+        right = 1 - len(wrong) / len(prompts)
+        assert found.metrics["exact"] == found.metrics["strict"] == pytest.approx(right)
+        assert right < found.metrics["dense"] < 1 and found.failed == 0
+        kinds = {prompt.meta["kind"] for prompt in prompts}
+        assert {f"exact/kind={kind}" for kind in kinds} <= set(found.metrics)
+        assert len(found.pictures) == 5
+        assert all((picture.video is None) == (name == "shape_edits") for picture in found.pictures)

@@ -24,6 +24,7 @@ class ShapeEditReward(WorldReward):
     strict  exact with tight colours and a clean background; meant to be held out, never to be trained on
     """
 
+    range = (0.0, 1.0)
     needs = ("image",)
     mode: Literal["dense", "exact", "keep", "strict"] = "dense"
 

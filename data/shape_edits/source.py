@@ -44,8 +44,8 @@ class ShapeEditPrompts(PromptSource):
 
 
 class ShapeEditExamples(ExampleSource):
-    """Instructions with source pictures and the edited picture, a new one at every index; their ids are
-    "shape_edit_examples:NUMBER", and their draws are none of the prompts'."""
+    """Instructions with source pictures and the edited picture, a new one at every index, from other seeds than the
+    prompts; their ids are "shape_edit_examples:NUMBER"."""
 
     kinds: tuple[Kind, ...] = Field(default=KINDS, min_length=1)
 

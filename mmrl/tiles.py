@@ -107,7 +107,7 @@ def flow(groups: Sequence[Sequence[Tile]], width: int) -> list[list[Tile]]:
     for scale in (*(scale for scale in SCALES if scale * most <= width), width / most):
         rows = [row for group in groups for row in _rows(group, scale, width)]
         tall = sum(max(tile.image.height for tile in row) * scale for row in rows)
-        if tall <= 1.25 * width or scale == SCALES[-1]:
+        if tall <= 1.1 * width or scale == SCALES[-1]:
             break
     return [[_scaled(tile, scale) for tile in row] for row in rows]
 

@@ -31,7 +31,7 @@ MIXTURE = [
     {"kind": "rotation", "level": 2, "size": 32, "reference": False},
 ]
 CONFIG = """
-policy: {name: tiny_sd3, layers: 2, heads: 1}
+policy: {name: tiny_qwen3vl}
 stages:
   warm:
     kind: supervised
@@ -52,14 +52,14 @@ stages:
         - {kind: "own.py:Own", weight: 2}
     prompts_per_step: 2
     group_size: 2
-    rollout: {num_steps: 2, sampler: {kind: flow_sde, level: 0.7}}
+    rollout: {max_new_tokens: 4}
     rewards: {right: {name: puzzle}}
     objective: {advantage: {name: group, scale: group}}
     optimizer: {lr: 1e-3}
 evaluation:
   prompts: {name: puzzles, split: held_out, number: 50, mixture: [{kind: patch_fit, level: 2, size: 64}]}
   by: [kind, level]
-  sampling: {num_steps: 2}
+  sampling: {max_new_tokens: 4, temperature: 1.0}
   rewards: {read: {name: puzzle, mode: parsed}}
 """
 OWN = '''

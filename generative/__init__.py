@@ -4,7 +4,16 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "policy": {
         "sd3": "mmrl.generative.families.sd3:SD3",
         "sd15": "mmrl.generative.families.sd15:SD15",
+        "wan": "mmrl.generative.families.wan:Wan",
+        "wan_image": "mmrl.generative.families.wan:WanImage",
         "tiny_sd3": "mmrl.generative.families.tiny:TinySD3",
         "tiny_sd15": "mmrl.generative.families.tiny:TinySD15",
-    }
+    },
+    "surrogate": {
+        "awm": "mmrl.generative.forward.awm:Awm",
+        "crd": "mmrl.generative.forward.crd:Crd",
+        "dgpo": "mmrl.generative.forward.dgpo:Dgpo",
+        "diffusion_dpo": "mmrl.generative.forward.dpo:DiffusionDpo",
+        "nft": "mmrl.generative.forward.nft:Nft",
+    },
 }

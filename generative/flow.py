@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from mmrl.generative.forward.policy import ForwardPolicy
 from mmrl.generative.noise import Noise
 from mmrl.generative.plan import FlowPlan, FlowSampling
-from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.schedule import (
     FlowPrediction,
     FlowSchedule,
@@ -26,7 +26,7 @@ from mmrl.rollout import Sample
 LOSS_POWER = {"velocity": 2, "balanced": 1, "sample": 0}
 
 
-class FlowPolicy(DenoisingPolicy):
+class FlowPolicy(ForwardPolicy):
     """The network predicts the velocity, or the clean sample, as the loaded scheduler's `prediction_type` says."""
 
     plan_type: ClassVar[type[BaseModel]] = FlowPlan
@@ -67,6 +67,13 @@ class FlowPolicy(DenoisingPolicy):
             noise=noise,
             x_next=x_next,
         )
+
+    def clean(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """The clean latents `(B, ...)` that a network output means at `sigma (B,)`: itself, or x - sigma v."""
+        return output.float() if self.prediction == "sample" else x - expand(sigma, x) * output.float()
+
+    def clean_at(self, output: Tensor, x: Tensor, schedule: FlowSchedule, step: int) -> Tensor:
+        return self.clean(output, x, schedule.sigmas[step].expand(len(x)))
 
     def velocity(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """The velocity `(B, ...)` that a network output means at `sigma (B,)`: itself, or (x - x0)/sigma."""

@@ -21,15 +21,17 @@ from mmrl.components import Component
 from mmrl.errors import UserError
 from mmrl.generative import export
 from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors
-from mmrl.generative.denoise import denoise
+from mmrl.generative.denoise import grow, solve
 from mmrl.generative.families.base import Adapter
+from mmrl.generative.forest import forest
 from mmrl.generative.noise import Noise
-from mmrl.generative.payload import Payload, pairs_in_order, storage
+from mmrl.generative.payload import Payload, pairs_in_order
 from mmrl.generative.plan import DenoisingPlan, Sampling
+from mmrl.generative.solver import tail
 from mmrl.generative.train import TrainSpec
 from mmrl.generative.transition import Transition, kl_divergence
 from mmrl.policy import ModelName
-from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
+from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput, Tree
 from mmrl.weights import Weights
 
 VIEWS = ("original", "blank")
@@ -66,9 +68,21 @@ class DenoisingPolicy(Component):
         if plan.sampler.kind == "ode" or plan.sampler.level == 0:
             return torch.zeros(len(allowed), dtype=torch.bool)
         random = allowed.bool().clone()
+        if plan.fan_out is not None:
+            random[:] = False
+            random[list(plan.fan_out.at)] = allowed.bool()[list(plan.fan_out.at)]
+        if plan.branch is not None:
+            random[list(plan.branch.at)] = True
         if plan.sampler.kind == "cps":
             random[-1] = False
         return random
+
+    def forced_steps(self, plan: Any) -> Tensor:
+        """Steps `(S,)` bool that are trained whatever the step selector says: the splits of a tree."""
+        forced = torch.zeros(plan.num_steps, dtype=torch.bool)
+        if plan.branch is not None:
+            forced[list(plan.branch.at)] = True
+        return forced
 
     def check_plan(self, plan: Any, objective: Any) -> None:
         """Raises ValueError with the valid settings when `plan` cannot feed `objective`: no log-prob, no such view."""
@@ -93,10 +107,22 @@ class DenoisingPolicy(Component):
         parts = " and ".join(train.parts or ("the denoising network",))
         return f"{parts}, {', '.join(train.parameters)}" if train.parameters else f"{parts}, all weights"
 
-    def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
+    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
         """Network passes per image; one with guidance counts as two."""
         c = self.passes_per_step(plan)
-        return {"rollout": float(plan.num_steps * c), "update": float(trained * replays * c)}
+        prompt = Prompt("", "")
+        draws = [Draw(prompt, 0, member, member, 0) for member in range(group)]
+        trees = forest(plan, draws, steps)
+        calls = trees.calls()
+        if plan.flash is not None:
+            start = int(steps.nonzero().max()) + 1
+            if start < plan.num_steps:
+                calls -= (plan.num_steps - start) * group
+                calls += (len(tail(plan.num_steps, start, plan.flash.ratio)) - 1) * group
+        update = trained * group
+        if plan.branch is not None or plan.fan_out is not None:
+            update = trees.edges(self.stochastic_steps(plan, steps) & (steps | self.forced_steps(plan)))
+        return {"rollout": calls * c / group, "update": update * replays * c / group}
 
     # -- the loaded model
 
@@ -185,14 +211,23 @@ class DenoisingPolicy(Component):
         """Rows `x (n, ...)` at `steps (n,)` int64, given the guided network output; an ODE step unless `stochastic`."""
 
     @abstractmethod
+    def clean_at(self, output: Tensor, x: Tensor, schedule: Any, step: int) -> Tensor:
+        """The clean latents `(n, ...)` that network outputs at `step` of the schedule mean."""
+
+    def clean(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """As `clean_at`, at any noise level `sigma (n,)` of a flow."""
+        raise NotImplementedError
+
+    @abstractmethod
     def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
         """Per-example loss `(B,)` with gradient; example i draws caption dropout, level and noise from `seeds[i]`."""
 
     # -- sampling
 
     @torch.no_grad()
-    def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor) -> Rollout:
-        """One image per draw; `steps (S,)` bool are the steps that this iteration may train.
+    def rollout(self, draws: Sequence[Draw], plan: Any, steps: Tensor, keep_means: bool = False) -> Rollout:
+        """One image per draw; `steps (S,)` bool are the steps that this iteration may train. `keep_means`: keep the means of the
+        trained steps as well (losses that compare them).
 
         `mask` marks the steps that were drawn from a density *and* kept for replay; `log_prob` is 0 elsewhere.
         """
@@ -201,29 +236,29 @@ class DenoisingPolicy(Component):
         steps = steps.cpu().bool()
         schedule, asks = self.schedule(plan), [self.ask(draw.prompt, plan) for draw in draws]
         conditioning = self.conditioned(self.needed(asks, plan))
-        parts = [
-            denoise(self, draws[at : at + plan.micro_batch], conditioning, plan, schedule, steps)
-            for at in range(0, len(draws), plan.micro_batch)
-        ]
-        final = torch.cat([part.final for part in parts])
+        grown = grow(self, draws, asks, conditioning, plan, schedule, steps, means=keep_means)
+        trees = grown.forest
         payload = Payload(
             plan=plan,
             schedule=schedule,
             asks=asks,
-            latents=torch.cat([part.kept for part in parts]),
-            slot=storage(steps),
-            final=final,
+            latents=grown.latents,
+            at=grown.at,
+            final=grown.final,
             conditioning=None if self._trains_encoders else conditioning,
+            means=grown.means,
         )
         return Rollout(
             draws=draws,
-            samples=self._samples(draws, final, plan),
+            samples=self._samples(draws, grown.final, plan),
             group=torch.tensor([draw.group for draw in draws]),
-            log_prob=torch.cat([part.log_prob for part in parts]),
-            mask=torch.cat([part.random for part in parts]) & steps,
-            step_std=torch.cat([part.std for part in parts]),
+            log_prob=grown.log_prob,
+            mask=grown.random,
+            step_std=grown.std,
+            part=trees.part,
+            tree=Tree(trees.path) if plan.branch is not None else None,
             payload=payload,
-            stats={"nfe": sum(part.forwards for part in parts) / len(draws)},
+            stats={"nfe": grown.forwards / len(draws)},
         )
 
     @torch.no_grad()
@@ -235,7 +270,8 @@ class DenoisingPolicy(Component):
         samples: list[Sample] = []
         for at in range(0, len(draws), plan.micro_batch):
             some = draws[at : at + plan.micro_batch]
-            samples += self._samples(some, denoise(self, some, conditioning, plan, schedule).final, plan)
+            final = solve(self, some, asks[at : at + plan.micro_batch], conditioning, plan, schedule)
+            samples += self._samples(some, final, plan)
         return samples
 
     def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
@@ -253,7 +289,7 @@ class DenoisingPolicy(Component):
     def chunks(self, rollout: Rollout, train: Tensor, micro_batch: int) -> Iterator[Chunk]:
         """(row, step) pairs ordered by step, at most `micro_batch` at a time; a chunk may span steps. Raises UserError
         for a step that was not kept."""
-        missing = train.cpu() & ~rollout.payload.kept()[None]
+        missing = train.cpu() & ~rollout.payload.kept()
         if bool(missing.any()):
             step = int(missing.any(0).nonzero()[0])
             raise UserError(f"step {step} is to be trained, but the rollout did not keep it (see `steps` of rollout)")
@@ -287,18 +323,24 @@ class DenoisingPolicy(Component):
     def _score(self, payload: Payload, chunk: Chunk, view: str, reference: bool) -> StepOutput:
         steps = chunk.steps[:, 0].cpu()
         x, x_next = payload.pair(chunk.rows, steps)
+        cond = self._told(payload, payload.plan, chunk, view, reference)
+        output = self.predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
+        step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
+        return StepOutput(step.log_prob[:, None], dist=step)
+
+    def _told(
+        self, payload: Any, plan: Any, chunk: Chunk, view: str, reference: bool
+    ) -> tuple[Tensors, Tensors | None]:
+        """What the network is told about the rows of a chunk, with the guidance of `plan`."""
         asks = [payload.asks[i] for i in chunk.rows.tolist()]
         if view == "blank":
             asks = [ask._replace(text="") for ask in asks]
-        needed = self.needed(asks, payload.plan)
+        needed = self.needed(asks, plan)
         conditioning = payload.conditioning
         if conditioning is None or not set(needed) <= set(conditioning.index):
             # the cache holds the policy's encoders only; a reference with encoders of its own bypasses it
             conditioning = self.encode_fresh(needed) if reference else self.conditioned(needed)
-        cond = self.rows(conditioning, asks, payload.plan)
-        output = self.predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
-        step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
-        return StepOutput(step.log_prob[:, None], dist=step)
+        return self.rows(conditioning, asks, plan)
 
     # -- the network and what it is told
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mmrl.config.cross_check import trained_steps
+from mmrl.config.cross_check import LOOK_AHEAD, planned_steps, trained_steps
 from mmrl.config.dump import dump, flatten
 from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load
 from mmrl.config.source import COMMAND_LINE, Path_
@@ -138,7 +138,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
     return (
         f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} per step; "
         f"{processes} process{'es' if processes > 1 else ''} x {-(-samples // processes)}; {trained} of "
-        f"{resolved.policy.plan_steps(stage.plan)} steps trained; {section.updates_per_rollout} update"
+        f"{stage.objective.num_steps(resolved.policy.plan_steps(stage.plan))} steps trained; {section.updates_per_rollout} update"
         f"{'s' if section.updates_per_rollout > 1 else ''} x {-(-per_update // section.micro_batch)} micro-batches of "
         f"{min(section.micro_batch, per_update)}" + (f"; {section.epochs} epochs" if section.epochs > 1 else "")
     )
@@ -147,7 +147,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
     trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
-    again = are_replayed(stage.section.old_log_probs, resolved.policy)
+    again = stage.objective.replays_old(are_replayed(stage.section.old_log_probs, resolved.policy))
     passes = resolved.policy.passes(stage.plan, trained, 1 + again + len(stage.objective.needs))
     what = "image" if resolved.policy.flat_chunks else "answer"
     return f"forward passes per {what}: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())

@@ -30,6 +30,9 @@ class Policy(Protocol):
     - `publish(version, writes)`: called on every rank before each rollout, first and alone on the one that `writes`; what
       draws for this policy must from then on draw with the present weights, and be asked for this `version` of them.
     - `measure(name, rollout, micro_batch)`: numbers `(n,)` of the samples by the names that its `offers` list;
+    - `renoised(rollout, forward)`: the finished samples of a rollout as a surrogate with a `forward` sees them, a rollout
+      whose steps are noise levels;
+    - `as_slow()`: a context in which `rollout` draws with the slow copy of the weights;
     - `keep_slow()`, called when a stage starts that wants one: keep a slow copy of what is trained, as it is then, which
       `frozen_state` holds too and `replay` runs as model "ema"; `follow(decay)`: slow <- decay slow + (1 - decay) weights.
     """
@@ -70,9 +73,10 @@ class Policy(Protocol):
         """What a stage with this `train` block trains, in words."""
         ...
 
-    def passes(self, plan: Any, trained: int, replays: int) -> dict[str, float]:
-        """Forward passes of the network per sample by phase, each of the `trained` steps being replayed `replays` times
-        (once with gradient, the others for the terms of the objective)."""
+    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
+        """Forward passes of the network per sample by phase, in groups of `group`, where an iteration may train `steps (S,)` bool
+        and trains `trained` of a sample, each being replayed `replays` times (once with gradient, the others for the terms
+        of the objective)."""
         ...
 
     def check_train(self, train: Any) -> None:

@@ -34,7 +34,7 @@ from mmrl.objective.measure import is_per_step, measure, seen_through
 from mmrl.parity import are_replayed, check_parity, rescore
 from mmrl.policy import Policy
 from mmrl.reward import RewardSet, graded
-from mmrl.rollout import FAILED, SKIPPED, Prompt, Scores
+from mmrl.rollout import FAILED, SKIPPED, Draw, Prompt, Rollout, Scores
 from mmrl.sampler import GroupSampler
 from mmrl.seeding import derive_seed
 
@@ -102,16 +102,18 @@ class RLWork:
         self.rewards = RewardSet(stage.rewards)
         self.budget = FailureBudget(section.failures.share, section.failures.window)
         self.objective = stage.objective
-        self.num_steps = policy.plan_steps(stage.plan)
+        self.drawn_steps = policy.plan_steps(stage.plan)
+        self.num_steps = stage.objective.num_steps(self.drawn_steps)
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
-        self.replays = are_replayed(section.old_log_probs, policy)
+        self.replays = stage.objective.replays_old(are_replayed(section.old_log_probs, policy))
         self.history = History() if stage.objective.advantage.remembers else None
         if stage.objective.follows is not None:
             slow: Any = policy
             slow.keep_slow()
         self.token: str | None = None
-        self.parity_checked = False
+        self.parity_checked = stage.objective.forward is not None
+        """Samples that are noised again were not drawn by the steps that are replayed."""
         self.scored = False
         self.warned: set[str] = set()
 
@@ -119,12 +121,14 @@ class RLWork:
         section, objective = self.stage.section, self.objective
         meter.set({"epoch": self.sampler.epoch(self.draws.index)})
         steps = objective.plan_steps(self.num_steps, step, derive_seed(self.seed, self.stage.name, "steps"))
+        if hasattr(self.policy, "forced_steps"):
+            steps = steps | self.policy.forced_steps(self.stage.plan)
         progress = step / section.steps
         if hasattr(self.policy, "publish"):
             with meter.time("rollout"):
                 publish(self.policy, f"{self._token()}-{step + 1}", self.group)
         rounds, scored = self._rounds(steps, step, meter)
-        advantage = objective.advantages(scored)
+        advantage, opposed = objective.advantages(scored), objective.opposed(scored)
         if self.history is not None:
             self.history.add(scored)
         keep = objective.selected(advantage, scored)
@@ -135,7 +139,12 @@ class RLWork:
                 self._check_parity(part)
         lengths = self._lengths(rounds)
         # with a refill only what is kept is spread over the updates: which groups are useless is known only now
-        order = torch.arange(len(keep)) if section.curriculum.refill is None else torch.as_tensor(keep).cumsum(0) - 1
+        if objective.whole_groups:
+            order = torch.as_tensor(np.unique(np.where(keep, scored.group, -1), return_inverse=True)[1])
+        elif section.curriculum.refill is None:
+            order = torch.arange(len(keep))
+        else:
+            order = torch.as_tensor(keep).cumsum(0) - 1
         part_of = order % section.updates_per_rollout
         parts = [part_of == number for number in range(section.updates_per_rollout)]
         self._rescore(rounds, parts, meter)
@@ -144,16 +153,16 @@ class RLWork:
             inside = parts[number % len(parts)]
             size = {view: length * inside for view, length in lengths.items()}
             counts = {view: Counts(int(own.sum()), int((own > 0).sum())) for view, own in size.items()}
-            signal = objective.has_signal(advantage, size)
-            yield self._losses(rounds, inside, advantage, counts, progress, meter) if signal else None
+            signal = objective.has_signal(advantage if opposed is None else abs(advantage) - opposed, size)
+            yield self._losses(rounds, inside, advantage, opposed, counts, progress, meter) if signal else None
             self._follow(step * self.updates_per_step + number + 1)
 
     def _follow(self, done: int) -> None:
         """Move the slow copy of the weights where `done` updates of the stage are made and it is its turn."""
         how = self.objective.follows
-        if how is not None and done % how.every == 0:
+        if how is not None and done % (how.every or self.updates_per_step) == 0:
             slow: Any = self.policy
-            slow.follow(how.decay)
+            slow.follow(how.at(done))
 
     def _rounds(self, steps: Tensor, step: int, meter: Meter) -> tuple[list[Round], Scored]:
         """The rollouts of a step and what the advantages see of them, from rewards gathered from all ranks: every rank
@@ -189,13 +198,23 @@ class RLWork:
         draws = objective.branched(next(self.draws), step / section.steps)
         mine = slice_of(len(draws), self.group.rank, self.group.world)
         with meter.time("rollout"):
-            rollout = self.policy.rollout(draws[mine], self.stage.plan, steps)
+            rollout = self._rollout(draws[mine], steps)
         for name, value in rollout.stats.items():
             meter.add(f"rollout/{name}", value * len(rollout), len(rollout))
         names = objective.measures(step)
         with meter.time("measure") if names else nullcontext():
             measured = measure(names, self.policy, rollout, steps, section.micro_batch)
         return Round(draws, mine, start, rollout, measured)
+
+    def _rollout(self, draws: Sequence[Draw], steps: Tensor) -> Rollout:
+        """By the model that the surrogate learns from; as the surrogate sees it. `steps (S,)` bool are those of the loss."""
+        policy: Any = self.policy
+        surrogate, forward = self.objective.surrogate, self.objective.forward
+        with policy.as_slow() if surrogate.drawn_by == "ema" else nullcontext():
+            if forward is None:
+                return self.policy.rollout(draws, self.stage.plan, steps)
+            none = torch.zeros(self.drawn_steps, dtype=torch.bool)
+            return policy.renoised(self.policy.rollout(draws, self.stage.plan, none), forward)
 
     def _score(self, part: Round, first_group: int, meter: Meter) -> Table:
         """Rewards and other numbers of the round's samples, gathered from all ranks."""
@@ -304,6 +323,7 @@ class RLWork:
         rounds: Sequence[Round],
         inside: Tensor,
         advantage: np.ndarray,
+        opposed: np.ndarray | None,
         counts: Mapping[str, Counts],
         progress: float,
         meter: Meter,
@@ -321,6 +341,9 @@ class RLWork:
                 step_weight = step_weight * part.factor
             own = objective.step_advantages(torch.as_tensor(advantage)[part.rows], part.measured)
             own = own[:, 0] if own.shape[1] == 1 else own
+            against = None if opposed is None else torch.as_tensor(opposed)[part.rows]
+            if against is not None:
+                own = own - against
             for chunk in policy.chunks(rollout, train, self.stage.section.micro_batch):
                 with meter.time("update"):
                     others = {}
@@ -329,7 +352,7 @@ class RLWork:
                             others[view, model] = policy.replay(rollout, chunk, view, model)
                     out = policy.replay(rollout, chunk)
                     batch = UnitBatch.of(
-                        chunk, rollout.log_prob, own, weight, step_weight, seen, progress, part.measured
+                        chunk, rollout.log_prob, own, weight, step_weight, seen, progress, part.measured, against
                     )
                     loss, metrics = objective.loss(out, batch.to(out.log_prob.device), others, policy.divergence)
                     meter.metrics(metrics)

@@ -80,6 +80,11 @@ class Trainer:
                         f"stage {stage.name}: {samples} samples per step cannot feed {self.group.world} processes; "
                         "raise prompts_per_step or group_size, or start fewer processes"
                     )
+                if stage.objective.whole_groups and stage.section.prompts_per_step % self.group.world:
+                    raise RunError(
+                        f"stage {stage.name}: the surrogate needs whole groups, and {stage.section.prompts_per_step} groups do "
+                        f"not divide into {self.group.world} processes; change prompts_per_step or the number of processes"
+                    )
         if self.resolved.evaluation is not None:
             self.policy.check_loaded(None, self.resolved.evaluation.plan)
 

@@ -93,10 +93,17 @@ class Scored:
 
 
 class Following(NamedTuple):
-    """How a slow copy of the weights follows them: every `every` optimizer steps, `slow <- decay slow + (1 - decay) w`."""
+    """How a slow copy of the weights follows them: every `every` optimizer steps (None: once per rollout), `slow <- d slow +
+    (1 - d) w`. d is `decay`, or with a `rate` at optimizer step n `min(max(0, rate (n - start)), decay)`."""
 
     decay: float
-    every: int
+    every: int | None
+    rate: float | None = None
+    start: int = 0
+
+    def at(self, n: int) -> float:
+        """d at optimizer step `n` (from 1)."""
+        return self.decay if self.rate is None else min(max(0.0, self.rate * (n - self.start)), self.decay)
 
 
 class Advantage(Component):
@@ -104,11 +111,13 @@ class Advantage(Component):
 
     reads_tree: ClassVar[bool] = False
     """`Scored.node` must be there."""
+    per_step: ClassVar[bool] = False
+    """It gives advantages `(N, S)`, one for each step."""
     remembers: ClassVar[bool] = False
     """The statistics of earlier groups of a prompt must be there, see `mmrl.advantage.history`."""
 
     def __call__(self, scored: Scored) -> Floats:
-        """Advantages `(N,)`: finite everywhere, 0 for unscorable samples."""
+        """Advantages `(N,)`, or `(N, S)` of a rule that is `per_step`: finite everywhere, 0 for unscorable samples."""
         raise NotImplementedError
 
 
@@ -118,6 +127,8 @@ class Shaping(Component):
 
     reads_answers: ClassVar[bool] = False
     """`Scored.answers` must be there."""
+    elementwise: ClassVar[bool] = False
+    """It changes every advantage by itself, so that it fits those of single steps and of single rewards too."""
 
     @property
     def measures(self) -> tuple[str, ...]:

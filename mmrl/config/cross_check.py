@@ -40,10 +40,10 @@ def default_tolerance(surrogate: Any, policy: Any = None) -> float:
 
 def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:
     """Steps of one sample that an iteration trains, under the run's `seed`."""
-    allowed = stage.objective.plan_steps(
-        policy.plan_steps(stage.plan), iteration, derive_seed(seed, stage.name, "steps")
-    )
-    mask = policy.stochastic_steps(stage.plan, allowed)[None, :]
+    objective = stage.objective
+    size = objective.num_steps(policy.plan_steps(stage.plan))
+    allowed = objective.plan_steps(size, iteration, derive_seed(seed, stage.name, "steps"))
+    mask = (policy.stochastic_steps(stage.plan, allowed) if objective.forward is None else allowed)[None, :]
     return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
 
 
@@ -100,6 +100,22 @@ def _words(steps: list[int]) -> str:
     return "steps " + ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def _check_whole_groups(stage: ResolvedRL, processes: int, build: Builder) -> None:
+    """Groups that are neither split over chunks nor over updates nor over processes."""
+    section, path = stage.section, ("stages", stage.name)
+    who = f"surrogate {section.objective.surrogate.name} needs whole groups"
+    size = stage.objective.selection_size or section.group_size
+    if section.micro_batch < size:
+        build.problem((*path, "micro_batch"), f"{who} in a micro-batch, got {section.micro_batch}; use {size} or more")
+    for number, what in ((section.updates_per_rollout, "updates"), (processes, "processes")):
+        if section.prompts_per_step % number:
+            near = -(-section.prompts_per_step // number) * number
+            build.problem(
+                (*path, "prompts_per_step"),
+                f"{who}, and {section.prompts_per_step} groups do not divide into {number} {what}; use {near}",
+            )
+
+
 def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) -> None:
     section, path = stage.section, ("stages", stage.name)
     before = len(build.problems)
@@ -123,10 +139,21 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
     trained = RewardSet(stage.rewards)
     build.check((*path, "rewards"), trained.check_trained)
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
+    if hasattr(stage.plan, "check_group"):
+        build.check((*path, "group_size"), stage.plan.check_group, section.group_size)
     build.check((*path, "objective"), check_policy, stage.objective, policy)
     build.check(
-        (*path, "objective", "steps", "select"), stage.objective.select.validate_for, policy.plan_steps(stage.plan)
+        (*path, "objective", "steps", "select"),
+        stage.objective.select.validate_for,
+        stage.objective.num_steps(policy.plan_steps(stage.plan)),
     )
+    if stage.objective.forward is not None and section.old_log_probs == "rollout":
+        build.problem(
+            (*path, "old_log_probs"),
+            f"surrogate {section.objective.surrogate.name} sees finished samples, of which a rollout says no log-prob; use auto",
+        )
+    if stage.objective.whole_groups:
+        _check_whole_groups(stage, processes, build)
     for number, shaping in enumerate(stage.objective.shaping):
         for name in shaping.reads_rewards:
             if name not in stage.rewards:

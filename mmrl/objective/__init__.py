@@ -24,6 +24,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "all": "mmrl.objective.steps:AllSteps",
         "fraction": "mmrl.objective.steps:FractionSteps",
         "random": "mmrl.objective.steps:RandomSteps",
+        "depth_pruned": "mmrl.objective.steps:DepthPruned",
         "window": "mmrl.objective.window:WindowSteps",
         "entropy": "mmrl.objective.entropy:EntropySteps",
     },

@@ -18,7 +18,8 @@ class UnitBatch:
     `old_log_prob` of the behaviour policy; `advantage`; `weight` from the aggregation (0 = not trained);
     `step_weight` multiplies the policy loss only. `chunk` lets errors name the sample and step of the rollout.
     `view_weight` are the aggregation weights over the samples that look different through a view, by view; `measured` what
-    was measured of each step, by name; `progress` is the share (0 to 1) of the stage that is done.
+    was measured of each step, by name; `progress` is the share (0 to 1) of the stage that is done. `opposed` is a second advantage, whose loss is added
+    (see `mmrl.advantage.combine`).
     """
 
     old_log_prob: Tensor
@@ -29,6 +30,7 @@ class UnitBatch:
     view_weight: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     measured: Mapping[str, Tensor] = field(default_factory=dict)
+    opposed: Tensor | None = None
 
     @classmethod
     def of(
@@ -41,8 +43,9 @@ class UnitBatch:
         view_weight: Mapping[str, Tensor] | None = None,
         progress: float = 0.0,
         measured: Mapping[str, Tensor] | None = None,
+        opposed: Tensor | None = None,
     ) -> UnitBatch:
-        """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` also `(N,)`; of `measured` those per step."""
+        """Pick a chunk from arrays over the rollout: all `(N, S)`, `advantage` and `opposed` also `(N,)`; of `measured` those per step."""
         old = chunk.take(old_log_prob)
         return cls(
             old_log_prob=old,
@@ -52,6 +55,7 @@ class UnitBatch:
             chunk=chunk,
             view_weight={view: chunk.take(one) for view, one in (view_weight or {}).items()},
             progress=progress,
+            opposed=None if opposed is None else chunk.take(opposed).to(old.dtype).expand_as(old),
             measured={name: chunk.take(one) for name, one in (measured or {}).items() if one.dim() == 2},
         )
 
@@ -62,7 +66,8 @@ class UnitBatch:
         }
         seen = {view: one.to(device) for view, one in self.view_weight.items()}
         measured = {name: one.to(device) for name, one in self.measured.items()}
-        return replace(self, **moved, view_weight=seen, measured=measured)
+        opposed = None if self.opposed is None else self.opposed.to(device)
+        return replace(self, **moved, view_weight=seen, measured=measured, opposed=opposed)
 
     def weight_of(self, view: str) -> Tensor:
         """Aggregation weights `(n, s)` over the samples that look different through `view`; all where nothing says so."""

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.advantage.branch import once
+from mmrl.advantage.combine import Combine, rescaled, summed
 from mmrl.advantage.types import Advantage, Bools, Floats, Following, Scored, Shaping
 from mmrl.curriculum.selection import SelectAll, Selection
 from mmrl.errors import RunError, UserError
@@ -17,6 +19,7 @@ from mmrl.objective import aggregate as aggregation
 from mmrl.objective.aggregate import Counts, Mode
 from mmrl.objective.batch import UnitBatch
 from mmrl.objective.correction import Correction
+from mmrl.objective.forward import Forward
 from mmrl.objective.metrics import Metric, Metrics
 from mmrl.objective.steps import AllSteps, StepSelector
 from mmrl.objective.surrogate import Clip, Diagnostics, Surrogate
@@ -47,6 +50,9 @@ class Objective:
     correction: Correction | None = None
     aggregate: Mode = "token_mean"
     max_steps: int | None = None
+    combine: Combine = "rewards"
+    normalise_weights: bool = False
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         if self.aggregate == "seq_mean_token_sum_norm" and self.max_steps is None:
@@ -59,9 +65,14 @@ class Objective:
                 f"surrogate {type(self.surrogate).__name__.lower()} has one ratio per sample, which aggregate "
                 f"{self.aggregate} would count by its length over that of all samples; use {' or '.join(valid)}"
             )
-        if len({shape.follows for shape in self.shaping} - {None}) > 1:
+        if len(self._following()) > 1:
             raise UserError(
-                "the shapings ask for slow copies of the weights that follow them in different ways; use one"
+                "surrogate and shapings ask for slow copies of the weights that follow them in different ways; use one"
+            )
+        if self.surrogate.compares_pairs and self.selection.size != 2:
+            raise UserError(
+                f"surrogate {type(self.surrogate).__name__.lower()} compares the best sample of a group with the worst; set "
+                "objective.selection={name: best_of_n, keep: 2}"
             )
 
     @property
@@ -71,8 +82,8 @@ class Objective:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Extra replays `(view, model)` that the terms read, each once."""
-        return tuple(dict.fromkeys(need for term in self.terms for need in term.needs))
+        """Extra replays `(view, model)` that surrogate and terms read, each once."""
+        return tuple(dict.fromkeys(need for part in (self.surrogate, *self.terms) for need in part.needs))
 
     @property
     def gradients(self) -> tuple[Need, ...]:
@@ -86,8 +97,29 @@ class Objective:
 
     @property
     def follows(self) -> Following | None:
-        """How the slow copy of the weights moves that something is measured with; None when there need be none."""
-        return next((shape.follows for shape in self.shaping if shape.follows is not None), None)
+        """How the slow copy of the weights moves that draws, or is replayed or measured; None when there need be none."""
+        return next(iter(self._following()), None)
+
+    def _following(self) -> set[Following]:
+        return {part.follows for part in (self.surrogate, *self.shaping) if part.follows is not None}
+
+    @property
+    def forward(self) -> Forward | None:
+        """How finished samples are seen; None: by the steps they were drawn with."""
+        return self.surrogate.forward
+
+    @property
+    def whole_groups(self) -> bool:
+        """A chunk must hold all trained samples of a group, so a group is neither split over updates nor over ranks."""
+        return self.forward is not None and self.forward.whole_groups
+
+    def num_steps(self, drawn: int) -> int:
+        """S of the loss, of rollouts of `drawn` steps."""
+        return drawn if self.forward is None else self.forward.times
+
+    def replays_old(self, usual: bool) -> bool:
+        """Whether old log-probs are replayed: as `usual`, but of finished samples that are noised again there are no others."""
+        return usual if self.forward is None else self.surrogate.reads_old
 
     def measures(self, step: int) -> tuple[str, ...]:
         """What is measured on the rollout of `step` (from 0) before the advantages (see `mmrl.objective.measure`)."""
@@ -141,21 +173,39 @@ class Objective:
         return scored
 
     def advantages(self, scored: Scored) -> Floats:
-        """Advantages `(N,)` float64 after shaping, from what `shaped` gave, over all samples of all ranks."""
+        """Advantages `(N,)` float64 after shaping, or `(N, S)` of a rule that is per step, from what `shaped` gave, over all samples
+        of all ranks."""
+        if self.combine == "rewards":
+            return self._ruled(scored)
+        total, _ = summed(scored, self._ruled, self.normalise_weights)
+        return rescaled(total, scored.scorable) if self.rescale else total
+
+    def opposed(self, scored: Scored) -> Floats | None:
+        """With `combine: losses` the negative part of the advantages, shaped as they are, which has a loss of its own."""
+        if self.combine != "losses":
+            return None
+        return summed(scored, self._ruled, self.normalise_weights)[1]
+
+    def _ruled(self, scored: Scored) -> Floats:
+        """Advantages by the rule and the shapings."""
         advantage = self.advantage(scored)
         for shape in self.shaping:
             advantage = shape(advantage, scored)
         return advantage
 
     def selected(self, advantage: Floats, scored: Scored) -> Bools:
-        """Samples to train on, `(N,)` bool, over all samples of all ranks."""
-        return self.selection(advantage, scored)
+        """Samples to train on, `(N,)` bool, over all samples of all ranks; of a tree the edges, `(N, S)` bool, each once."""
+        keep = self.selection(advantage, scored)
+        if not self.advantage.per_step or scored.node is None:
+            return keep
+        return once(scored.node, keep if keep.ndim == 2 else np.repeat(keep[:, None], scored.node.shape[1], axis=1))
 
     def train_mask(self, mask: Tensor, planned: Tensor, seeds: Sequence[int], keep: Tensor) -> Tensor:
         """Steps to train, `(N, S)` bool: drawn (`mask (N, S)`), `planned (P,)` with P >= S, chosen by the step selector,
-        in a kept sample (`keep (N,)` bool). `seeds` are those of the draws."""
+        in a kept sample (`keep (N,)` bool, or `(N, S)` of edges). `seeds` are those of the draws."""
         allowed = mask & planned[: mask.shape[1]].to(mask.device)
-        return self.select.after_rollout(allowed, seeds) & keep.to(mask.device)[:, None]
+        keep = keep.to(mask.device)
+        return self.select.after_rollout(allowed, seeds) & (keep if keep.dim() == 2 else keep[:, None])
 
     def refined(self, train: Tensor, measured: Mapping[str, Tensor], pool: Tensor | None) -> Tensor:
         """The part of `train (N, S)` that the step selector keeps when it sees what was measured; `pool` are the entropies
@@ -166,8 +216,8 @@ class Objective:
         return self.select.after_measuring(train, measured["entropy"].to(train.device), pool)
 
     def step_advantages(self, advantage: Tensor, measured: Mapping[str, Tensor]) -> Tensor:
-        """Advantages `(N, 1)` or `(N, S)` of this rank's steps from `advantage (N,)` and what was measured."""
-        found = advantage[:, None]
+        """Advantages `(N, 1)` or `(N, S)` of this rank's steps from `advantage (N,)` or `(N, S)` and what was measured."""
+        found = advantage if advantage.dim() == 2 else advantage[:, None]
         for shape in self.shaping:
             found = shape.steps(found, measured)
         return found
@@ -187,6 +237,7 @@ class Objective:
         that look different through it. An advantage counts where a step is trained, a term where a step is that it sees.
         """
         policy = torch.as_tensor(advantage).cpu() != 0
+        policy = policy.any(1) if policy.dim() == 2 else policy
         terms = any(bool((lengths[view] > 0).any()) for term in self.terms if term.coef for view in term.sees)
         return terms or bool((policy & (lengths["original"] > 0)).any())
 
@@ -204,7 +255,7 @@ class Objective:
         out = _trained(out, batch, "policy")
         others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)", need[0]) for need in self.needs}
         old = _finite(batch.old_log_prob, batch, "behaviour policy")
-        matrix, diagnostics = self.surrogate.of_batch(out.log_prob, old, batch)
+        matrix, diagnostics = self.surrogate.of_chunk(out, old, batch, others)
         total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
         values: dict[str, tuple[Tensor, Tensor]] = {}
         for number, term in enumerate((term for term in self.terms if term.coef), start=1):
@@ -236,8 +287,13 @@ def _trained(out: StepOutput, batch: UnitBatch, owner: str, view: str = "origina
 
 
 def _metrics(
-    total: Tensor, mask: Tensor, diagnostics: Diagnostics, values: dict[str, tuple[Tensor, Tensor]]
+    total: Tensor, mask: Tensor, diagnostics: Diagnostics | None, values: dict[str, tuple[Tensor, Tensor]]
 ) -> Metrics:
+    if diagnostics is None:  # no ratio, so nothing to say about one
+        return {
+            "loss": ("sum", float(total.detach())),
+            **{name: (float(value.sum()), float(counted.sum())) for name, (value, counted) in values.items()},
+        }
     d = diagnostics.log_ratio.masked_fill(~mask, 0.0)
     deviation = torch.expm1(d)
     sums = {

@@ -79,6 +79,32 @@ class FractionSteps(StepSelector):
         return first(num_steps, share(self.fraction, num_steps))
 
 
+class DepthPruned(StepSelector):
+    """BranchGRPO's depth pruning: every step but those that lead to the depths `drop` (step + 1) is trained. Every `every` iterations the
+    dropped depths move one towards the start, until the first of them is `stop`.
+
+    It is about gradients: with `stochastic: all` the steps that are left out draw noise all the same.
+    """
+
+    drop: tuple[int, ...] = (15, 16, 17, 18, 19)
+    every: int = Field(default=30, ge=1)
+    stop: int = Field(default=10, ge=1)
+
+    def _dropped(self, iteration: int) -> list[int]:
+        moved = max(0, min(iteration // self.every, min(self.drop) - self.stop))
+        return [depth - moved for depth in self.drop]
+
+    def validate_for(self, num_steps: int) -> None:
+        if not self.drop or min(self.drop) < 1 or max(self.drop) > num_steps or len(set(self.drop)) == num_steps:
+            raise ValueError(f"drop {list(self.drop)} must be some, not all, of the depths 1 to {num_steps}")
+
+    def before_rollout(self, num_steps: int, iteration: int, seed: int) -> Tensor:
+        self.validate_for(num_steps)
+        plan = torch.ones(num_steps, dtype=torch.bool)
+        plan[torch.tensor(self._dropped(iteration)) - 1] = False
+        return plan
+
+
 class RandomSteps(StepSelector):
     """A random `floor(fraction * n)` of the n eligible steps: all but the last, or the first `among`.
 

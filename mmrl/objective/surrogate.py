@@ -9,9 +9,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mmrl.advantage.types import Following
 from mmrl.components import Component
 from mmrl.objective.aggregate import Mode
 from mmrl.objective.batch import UnitBatch
+from mmrl.objective.forward import Forward
+from mmrl.objective.terms import Need, Replays
+from mmrl.policy import ModelName
+from mmrl.rollout import StepOutput
 
 MAX_LOG_RATIO = 20.0
 
@@ -72,13 +77,47 @@ class Surrogate(Component):
     """A chunk must hold all steps of its samples (refused for denoising, which replays single steps)."""
     reads_probability: ClassVar[bool] = False
     """A step must have a probability, not a density (refused for denoising)."""
+    homogeneous: ClassVar[bool] = False
+    """The loss of `c A` is `c` times that of `A` for every c >= 0."""
     aggregates: ClassVar[tuple[Mode, ...] | None] = None
     """The aggregations it has a meaning under, None for all of them."""
+    reads_transition: ClassVar[bool] = False
+    """It reads the Gaussian of each denoising step and the mean that it was drawn with (`Rollout.payload` keeps it then)."""
+    compares_pairs: ClassVar[bool] = False
+    """It reads two samples of every group, so the selection must leave two."""
+    drawn_by: ClassVar[ModelName] = "policy"
+    """Whose samples it learns from: those of the policy, or of its slow copy ("ema")."""
+
+    @property
+    def reads_old(self) -> bool:
+        """It reads the log-probs of the policy before the updates; where not, none are made for a `forward` view."""
+        return True
+
+    @property
+    def forward(self) -> Forward | None:
+        """How it sees finished samples; None: by the steps they were drawn with."""
+        return None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Extra replays `(view, model)` that `of_chunk` reads, without gradient."""
+        return ()
+
+    @property
+    def follows(self) -> Following | None:
+        """How the slow copy of the weights moves that it reads or that draws for it; None when there need be none."""
+        return None
 
     @property
     def measures(self) -> tuple[str, ...]:
         """What of each step must be measured before the loss (`UnitBatch.measured`)."""
         return ()
+
+    def of_chunk(
+        self, out: StepOutput, old_log_prob: Tensor, batch: UnitBatch, others: Replays
+    ) -> tuple[Tensor, Diagnostics | None]:
+        """The loss `(n, s)` of a chunk; a surrogate that reads more than log-probs has its own. No diagnostics: no ratio."""
+        return self.of_batch(out.log_prob, old_log_prob, batch)
 
     def of_batch(self, log_prob: Tensor, old_log_prob: Tensor, batch: UnitBatch) -> tuple[Tensor, Diagnostics]:
         """The loss of a chunk; a surrogate that reads more of it than the advantage has its own."""
@@ -93,6 +132,8 @@ class Surrogate(Component):
 
 class Clip(Surrogate):
     """PPO and GRPO: the ratio is clipped to `[1 - low, 1 + high]`. DAPO raises `high` to 0.28."""
+
+    homogeneous: ClassVar[bool] = True
 
     low: float = Field(default=0.2, gt=0, le=1)
     high: float = Field(default=0.2, gt=0)

@@ -15,6 +15,8 @@ LACKING = {
     "branches": "rollouts through another view than the original",
     "probability": "a probability of each step (a denoising step has a density)",
     "slow_copy": "a slow copy of the weights (keep_slow and follow)",
+    "forward": "a forward process that noises finished samples again (flow-matching models have one)",
+    "transition": "denoising steps with a Gaussian each",
     "tree": "rollouts that branch, with a tree of which steps the samples share",
 }
 """What may be wanted -> how it is called in an error."""
@@ -26,7 +28,8 @@ def offers(policy: Any) -> frozenset[str]:
     whole = not policy.flat_chunks
     found = set(getattr(policy, "offers", ("entropy",) if whole else ()))
     found |= {"slow_copy"} if hasattr(policy, "keep_slow") else set()
-    return frozenset(found | ({"whole_samples", "probability"} if whole else set()))
+    found |= {"forward"} if hasattr(policy, "renoised") else set()
+    return frozenset(found | ({"whole_samples", "probability"} if whole else {"transition"}))
 
 
 def wants(objective: Objective) -> Iterator[tuple[str, str]]:
@@ -36,6 +39,12 @@ def wants(objective: Objective) -> Iterator[tuple[str, str]]:
         yield "whole_samples", surrogate
     if objective.surrogate.reads_probability:
         yield "probability", surrogate
+    if objective.forward is not None:
+        yield "forward", surrogate
+    if objective.surrogate.reads_transition:
+        yield "transition", surrogate
+    if objective.surrogate.follows is not None:
+        yield "slow_copy", surrogate
     if objective.advantage.reads_tree:
         yield "tree", f"advantage {type(objective.advantage).__name__.lower()}"
     if objective.correction is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from mmrl.errors import UserError
 
 class StepWeight(Component):
     """Base of the kind `weight`."""
+
+    needs_std: ClassVar[bool] = False
+    """It reads the noise scale of each step."""
 
     def __call__(self, train: Tensor, step_std: Tensor | None) -> Tensor:
         """Weights `(N, S)` float32 for the trained steps `train (N, S)` bool; finite everywhere."""
@@ -37,6 +42,8 @@ class UniformWeight(StepWeight):
 
 class NoiseWeight(StepWeight):
     """Noise-aware weights of TempFlow-GRPO: proportional to the std of the step, mean 1 over a sample's trained steps."""
+
+    needs_std = True
 
     def __call__(self, train: Tensor, step_std: Tensor | None) -> Tensor:
         if step_std is None:

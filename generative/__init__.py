@@ -6,6 +6,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "sd15": "mmrl.generative.families.sd15:SD15",
         "wan": "mmrl.generative.families.wan:Wan",
         "wan_image": "mmrl.generative.families.wan:WanImage",
+        "wan": "mmrl.generative.families.wan:Wan",
+        "wan_image": "mmrl.generative.families.wan:WanImage",
         "tiny_sd3": "mmrl.generative.families.tiny:TinySD3",
         "tiny_sd15": "mmrl.generative.families.tiny:TinySD15",
     },

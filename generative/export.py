@@ -119,7 +119,10 @@ def _solver(policy: Any, plan: Sampling, to: str) -> tuple[list[str], str, str]:
             )
         euler = "FlowMatchEulerDiscreteScheduler"
         return [euler], f"# sigmas\npipe.scheduler = {euler}(shift=1.0)\n", ""
-    if name == "UniPCMultistepScheduler" or (name == "DPMSolverMultistepScheduler" and config.solver_order != 1):
+    if name == "UniPCMultistepScheduler":
+        change = f"solver_order=1, disable_corrector=list(range({plan.num_steps}))"
+        return [name], f"pipe.scheduler = {name}.from_config(pipe.scheduler.config, {change})\n", ""
+    if name == "DPMSolverMultistepScheduler" and config.solver_order != 1:
         solver = "DPMSolverMultistepScheduler"
         change = 'solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"'
         return [solver], f"pipe.scheduler = {solver}.from_config(pipe.scheduler.config, {change})\n", ""

@@ -61,7 +61,9 @@ class TrainSpec(BaseModel):
         adapter.check_parts(named)
         parts = tuple(part for name in named for part in (adapter.encoders if name == "text_encoders" else (name,)))
         if missing := set(parts) - set(adapter.modules):
-            raise UserError(f"train.parts: this checkpoint has no '{min(missing)}'; it has: {', '.join(adapter.modules)}")
+            raise UserError(
+                f"train.parts: this checkpoint has no '{min(missing)}'; it has: {', '.join(adapter.modules)}"
+            )
         targets = self.targets or adapter.lora_targets
         return Choice(
             self.mode, parts, self.parameters, (), targets, self.rank, self.alpha, self.seed, whole_parts=True

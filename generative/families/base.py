@@ -38,8 +38,8 @@ class Adapter:
     """What the media of a prompt are to the model: None (it takes none), "first_frame" or "edit"."""
     distilled: ClassVar[bool] = False
     """Guidance is a number that the network is told (one pass), not a second pass with the negative prompt."""
-    default_frames: ClassVar[int] = 1
-    default_fps: ClassVar[int] = 16
+    default_frames: int = 1
+    default_fps: int = 16
 
     def __init__(self, pipe: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = pipe
@@ -133,11 +133,14 @@ class Adapter:
             raise UserError(f"height and width must be {self.valid_sizes()}, got {tuple(found[:2])}; nearest: {near}")
         if self.makes == "image" and found.frames != 1:
             raise UserError(f"this model draws pictures, so num_frames is 1, got {found.frames}")
-        unit = self.frame_unit
-        if (found.frames - 1) % unit:
-            near = (round((found.frames - 1) / unit) * unit) + 1
-            raise UserError(f"num_frames must be 1 more than a multiple of {unit}, got {found.frames}; nearest: {near}")
+        self._check_frames(found.frames)
         return found
+
+    def _check_frames(self, frames: int) -> None:
+        unit = self.frame_unit
+        if (frames - 1) % unit:
+            near = (round((frames - 1) / unit) * unit) + 1
+            raise UserError(f"num_frames must be 1 more than a multiple of {unit}, got {frames}; nearest: {near}")
 
     def fits(self, size: Sequence[int]) -> bool:
         return all(side % self.size_unit == 0 and side <= (self.size_limit or side) for side in size[:2])
@@ -268,6 +271,8 @@ class Adapter:
                 f"the example pictures are {named} (height x width), but a batch needs one size, {self.valid_sizes()} "
                 f"pixels; set the `size` option of the examples source, e.g. size: {self.default_size}"
             )
+        if len(sizes[0]) == 3:
+            self._check_frames(sizes[0][0])
         pixels = torch.from_numpy(np.stack(images)).to(self.device).movedim(-1, 1).float() / 127.5 - 1
         return self.from_vae(self.vae.encode(pixels).latent_dist.mode())
 

@@ -22,7 +22,7 @@ import torch
 
 {load}
 {adjust}{makes} = pipe(
-    "a prompt",
+    {given}
 {arguments}
     generator=torch.Generator("cpu").manual_seed(seed),
 ).{output}[0]
@@ -98,6 +98,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         load=load,
         adjust=adjust.replace("# sigmas\n", ""),
         arguments="\n".join(f"    {name}={value!r}," for name, value in arguments.items()),
+        given='prompt="a prompt",' if adapter.media_role is None else 'prompt="a prompt", image=picture,',
         makes=adapter.makes,
         output="images" if adapter.makes == "image" else "frames",
         shape=(1, *adapter.latent_shape(size)),

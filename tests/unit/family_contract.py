@@ -184,9 +184,19 @@ class FamilyContract:
         torch.testing.assert_close(
             again.rollout(self.draws(), plan, every(plan)).payload.final, before, rtol=1e-4, atol=1e-4
         )
-        text = (tmp_path / "whole" / "README.md").read_text()
-        compile(text.split("```python")[1].split("```")[0], "README.md", "exec")
-        assert f"{policy.adapter.pipeline}.from_pretrained" in text
+        code = (tmp_path / "whole" / "README.md").read_text().split("```python")[1].split("```")[0]
+        draw = Draw(Prompt("p", "a prompt", media=self.media), 0, 0, seed=3, group_seed=0)
+        space: dict[str, Any] = {"seed": 3, "picture": self.call(draw.prompt).get("image")}
+        exec(
+            code.replace("this folder", str(tmp_path / "whole")).replace(
+                "    generator=", '    output_type="pt", generator='
+            ),
+            space,
+        )
+        made = again.rollout([draw], plan, every(plan)).payload.final
+        pixels = again.adapter.pixels(made)[0]
+        pixels = pixels.movedim(0, 1) if policy.adapter.makes == "video" else pixels
+        torch.testing.assert_close(pixels, space[policy.adapter.makes], rtol=0, atol=1e-4)
 
     def test_what_the_model_cannot_make_is_one_clear_line(self, policy: DenoisingPolicy) -> None:
         for change, message in self.wrong:

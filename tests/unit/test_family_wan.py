@@ -21,7 +21,7 @@ from mmrl.generative.conditioning import Ask
 from mmrl.generative.families.wan import Wan, WanImage
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.train import TrainSpec
-from mmrl.rollout import Prompt
+from mmrl.rollout import Prompt, Sample
 
 FIRST = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 WRONG: Any = (
@@ -56,6 +56,11 @@ class TestWan21(WanContract):
         assert policy.adapter.size(policy.plan_type()) == (480, 832, 81)
         sample = policy.generate(self.draws(1, 1), self.planned(policy, 1.0))[0]
         assert sample.video is not None and sample.video.shape == (5, 32, 32, 3) and sample.meta["fps"] == 16
+
+    def test_an_example_of_wrong_length_is_named(self, policy: DenoisingPolicy) -> None:
+        example = Sample(Prompt("0", CAPTIONS[0]), video=np.zeros((6, 32, 32, 3), np.uint8))
+        with pytest.raises(UserError, match="1 more than a multiple of 4, got 6"):
+            policy.supervised_loss([example], [1])
 
     def test_a_second_guidance_needs_a_second_expert_and_guidance(self, policy: DenoisingPolicy) -> None:
         with pytest.raises(UserError, match="guidance_scale_2 is 2, but this checkpoint has no second expert"):

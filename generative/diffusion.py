@@ -55,6 +55,12 @@ class DiffusionPolicy(DenoisingPolicy):
             x_next=x_next,
         )
 
+    def clean_at(self, output: Tensor, x: Tensor, schedule: DiffusionSchedule, step: int) -> Tensor:
+        a = expand(schedule.alpha_bar[step].expand(len(x)), x)
+        if self.prediction == "epsilon":
+            return (x - (1 - a).sqrt() * output.float()) / a.sqrt()
+        return a.sqrt() * x - (1 - a).sqrt() * output.float()
+
     def supervised_loss(self, examples: Sequence[Sample], seeds: Sequence[int]) -> Tensor:
         """Denoising, `(B,)` with gradient: x = sqrt(ab) x0 + sqrt(1 - ab) eps, error of epsilon or of
         v = sqrt(ab) eps - sqrt(1 - ab) x0, at a timestep drawn uniformly."""

@@ -25,6 +25,11 @@ class Noise:
         drawn = [torch.randn(self.shape, generator=g, dtype=dtype) for g in self.generators]
         return torch.cat(drawn).float().to(self.device)
 
+    def draw_some(self, rows: Sequence[int]) -> Tensor:
+        """The next standard normal of the samples `rows` alone, `(m, *shape)` float32."""
+        drawn = [torch.randn(self.shape, generator=self.generators[row]) for row in rows]
+        return torch.cat(drawn).to(self.device)
+
     def uniform(self) -> Tensor:
         """The next uniform number of every sample, `(B,)` float32 on the CPU."""
         return torch.cat([torch.rand(1, generator=g) for g in self.generators])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 DEFAULT_LEVEL = {"flow_sde": 0.7, "dance_sde": 0.3, "cps": 0.8, "ddim": 1.0, "ode": 0.0}
 LARGEST_LEVEL = {"cps": 1.0, "ddim": 1.0}
@@ -34,6 +34,8 @@ class Sampling(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_steps: PositiveInt = 10
+    solver: Literal["euler", "dpm2m"] = "euler"
+    """How steps without noise are taken: `euler` (DDIM with eta 0), or DPM-Solver++ of second order (flows)."""
     guidance_scale: float = Field(default=1.0, ge=1)
     """Classifier-free guidance; 1.0 is none and costs half. Guidance-distilled models are told the number, at no cost."""
     height: PositiveInt | None = None
@@ -58,6 +60,49 @@ class FlowSampling(Sampling):
     """Use `shift(linspace(1, 0))` instead of the model's own schedule."""
 
 
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _in_order(value: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(set(value)) != list(value) or value[0] < 0:
+        raise ValueError(f"got {list(value)}; expected different steps in rising order, from 0")
+    return value
+
+
+Steps = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_in_order)]
+
+
+class Branch(Block):
+    """BranchGRPO: the samples of a group are the leaves of one tree that splits at the steps `at` into `factor` children each.
+
+    The noise of siblings is `(z0 + q z) / sqrt(1 + q^2)` with z0 in common and q = `spread`: marginally standard normal, correlated by
+    1 / (1 + q^2). `noise: scaled` is the form of the original code, q z without z0, which is not what the log-prob says.
+    """
+
+    at: Steps = (0, 3, 6, 9)
+    factor: int = Field(default=2, ge=2)
+    spread: PositiveFloat = 4.0
+    noise: Literal["correlated", "scaled"] = "correlated"
+
+    @property
+    def leaves(self) -> int:
+        return self.factor ** len(self.at)
+
+
+class FanOut(Block):
+    """TempFlow-GRPO: the group follows the ODE from one start noise; at each of the steps `at` an equal share of its samples takes one
+    stochastic step and then follows the ODE to the end. Only that step is trained, against the samples of the same step."""
+
+    at: Steps
+
+
+class Flash(Block):
+    """MixGRPO-Flash: after the last selected step the rest is made in `ratio` as many steps of second order, always to sigma 0."""
+
+    ratio: float = Field(default=0.4, gt=0, le=1)
+
+
 class DenoisingPlan(Sampling):
     """A rollout. `num_steps` is S: every denoising transition is one step of the policy, with the same guidance in the
     rollout and in training."""
@@ -67,12 +112,58 @@ class DenoisingPlan(Sampling):
     """Which steps draw noise: all of them, or only those that this iteration may train (the others follow the ODE)."""
     start_noise: Literal["shared", "separate"] = "separate"
     """Whether the samples of one group start from the same noise."""
+    branch: Branch | None = None
+    fan_out: FanOut | None = None
+    flash: Flash | None = None
+    decode: Literal["final", "clean"] = "final"
+    """What is decoded: the last latent, or the clean prediction of the last network call (DanceGRPO, BranchGRPO), which the
+    noise of the last step does not reach."""
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> DenoisingPlan:
+        noiseless = self.sampler.kind == "ode" or self.sampler.level == 0
         if self.sampler.kind == "ode" and self.stochastic == "selected":
             raise ValueError("stochastic: selected asks for noise at the selected steps, but the sampler is 'ode'")
+        for name in ("branch", "fan_out"):
+            block = getattr(self, name)
+            if block is None:
+                continue
+            if noiseless:
+                raise ValueError(f"{name} needs noise at its steps, but the sampler draws none; use an SDE")
+            if self.start_noise != "shared":
+                raise ValueError(f"{name} grows from one start noise per group; add start_noise: shared")
+            if block.at[-1] >= self.num_steps:
+                raise ValueError(
+                    f"{name}.at names step {block.at[-1]}, but there are {self.num_steps} (0 to {self.num_steps - 1})"
+                )
+            if self.sampler.kind == "cps" and block.at[-1] == self.num_steps - 1:
+                raise ValueError(f"{name}.at names the last step, which has no noise under 'cps'")
+        if self.branch is not None and self.fan_out is not None:
+            raise ValueError("branch and fan_out are two different trees; use one")
+        if self.fan_out is not None and self.stochastic == "all":
+            raise ValueError("fan_out draws noise at its own steps alone; add stochastic: selected")
+        if self.flash is not None:
+            self._check_flash()
         return self
+
+    def _check_flash(self) -> None:
+        if self.branch is not None or self.fan_out is not None:
+            raise ValueError("flash shortens the steps after a window; with branch or fan_out there is no window")
+        if self.stochastic == "all":
+            raise ValueError("flash follows the ODE after the window; add stochastic: selected")
+
+    def check_group(self, size: int) -> None:
+        """Raises ValueError when groups of `size` samples do not fit the tree."""
+        if self.branch is not None and size != self.branch.leaves:
+            raise ValueError(
+                f"branch splits {len(self.branch.at)} times into {self.branch.factor}, so a group has {self.branch.leaves} "
+                f"samples, but group_size is {size}"
+            )
+        if self.fan_out is not None and (size % len(self.fan_out.at) or size // len(self.fan_out.at) < 2):
+            raise ValueError(
+                f"fan_out divides a group evenly over its {len(self.fan_out.at)} steps, two samples or more for each, but "
+                f"group_size is {size}; use a multiple of {len(self.fan_out.at)} from {2 * len(self.fan_out.at)} on"
+            )
 
     def check_likelihood(self) -> None:
         """Raises ValueError when no step has a density, so that there is no log-prob to train on."""
@@ -111,6 +202,8 @@ class DiffusionPlan(DenoisingPlan):
 
     @model_validator(mode="after")
     def _ddim_kind(self) -> DiffusionPlan:
+        if self.flash is not None or self.solver != "euler":
+            raise ValueError("flash and solver: dpm2m are defined for flow-matching models; leave them out")
         if self.sampler.kind not in ("ddim", "ode"):
             raise ValueError(
                 f"a diffusion model has no sampler '{self.sampler.kind}'; use {self._valid_samplers()} or ode"

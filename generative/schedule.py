@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -20,10 +21,30 @@ FlowPrediction = Literal["velocity", "sample"]
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """`sigmas (N+1,)` fall to 0; `timesteps (N,)` float32 is what the network is told at each step."""
+    """`sigmas (N+1,)` fall to 0; `timesteps (N,)` float32 is what the network is told at each step; `shift` where they are
+    `shift(linspace(1, 0))`."""
 
     sigmas: Tensor
     timesteps: Tensor
+    shift: float | None = None
+
+    def at(self, place: Tensor) -> Tensor:
+        """Sigmas at fractional step numbers `place (n,)` in [0, N]: on the curve of the shift, else interpolated between steps."""
+        steps = len(self.sigmas) - 1
+        place = place.double()
+        if self.shift is not None:
+            return shift_sigmas(1 - place / steps, self.shift).to(self.sigmas.dtype)
+        low = place.floor().long().clamp_max(steps - 1)
+        share = (place - low).to(self.sigmas.dtype)
+        return self.sigmas[low] * (1 - share) + self.sigmas[low + 1] * share
+
+    def time_of(self, sigma: float) -> float:
+        """What the network is told at any `sigma` of the schedule's range: interpolated between its own steps."""
+        points = [*zip(self.sigmas.tolist(), [*self.timesteps.tolist(), 0.0], strict=True)]
+        for (high, early), (low, late) in pairwise(points):
+            if low <= sigma <= high:
+                return late + (early - late) * (sigma - low) / (high - low)
+        raise ValueError(f"sigma {sigma} is outside {points[-1][0]} to {points[0][0]}")
 
     @property
     def sigma_max(self) -> float:
@@ -48,7 +69,7 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
 def shifted_schedule(num_steps: int, shift: float) -> FlowSchedule:
     """`shift(linspace(1, 0, N + 1))`; the model time is 1000 sigma, not rounded."""
     sigmas = shift_sigmas(torch.linspace(1, 0, num_steps + 1, dtype=torch.float32), shift)
-    return FlowSchedule(sigmas, sigmas[:-1] * 1000)
+    return FlowSchedule(sigmas, sigmas[:-1] * 1000, shift)
 
 
 def dynamic_mu(config: Any, image_tokens: int) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mmrl.config.cross_check import LOOK_AHEAD, planned_steps, trained_steps
@@ -146,11 +147,29 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
-    trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
     again = stage.objective.replays_old(are_replayed(stage.section.old_log_probs, resolved.policy))
-    passes = resolved.policy.passes(stage.plan, trained, 1 + again + len(stage.objective.needs))
+    replays = 1 + again + len(stage.objective.needs)
+    seed, group = resolved.config.run.seed, stage.section.group_size
+    unseen = torch.zeros(resolved.policy.plan_steps(stage.plan), dtype=torch.bool)
+    plans = {}
+    for k in range(min(stage.section.steps, LOOK_AHEAD)):
+        planned = planned_steps(stage, resolved.policy, seed, k)
+        plans[tuple(planned.tolist())] = planned, trained_steps(stage, resolved.policy, seed, k)
+    each = [
+        resolved.policy.passes(
+            stage.plan, planned if stage.objective.forward is None else unseen, trained, group, replays
+        )
+        for planned, trained in plans.values()
+    ]
     what = "image" if resolved.policy.flat_chunks else "answer"
-    return f"forward passes per {what}: " + ", ".join(f"{value:g} {name}" for name, value in passes.items())
+    parts = [f"{_range([one[name] for one in each])} {name}" for name in each[0]]
+    return f"forward passes per {what}: {', '.join(parts)}"
+
+
+def _range(values: Sequence[float]) -> str:
+    """`12` or, where iterations differ, `7.5 to 12`."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def origin(key: str, resolved: Resolved) -> str:

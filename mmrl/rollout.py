@@ -111,6 +111,7 @@ class Rollout:
     no tool output, no ODE step); `step_std (N, S)` float32 is the noise scale of a denoising step where the family has one.
     `entropy (N, S)` float32 in nats, where the rollout knows it. `engine_log_prob (N, S)` float32 are the log-probs that a
     separate inference engine reported for what it drew; `log_prob` are then those of the trainer's own model.
+    `part (N,)` int64 divides groups further: samples are compared inside their part (fan-out); None: with the whole group.
     `payload` is read by the owning policy only. `stats` are plain numbers for the log (NFE or tokens per sample ...).
     """
 
@@ -124,6 +125,7 @@ class Rollout:
     entropy: Tensor | None = None
     engine_log_prob: Tensor | None = None
     tree: Tree | None = None
+    part: Tensor | None = None
     stats: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

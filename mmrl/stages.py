@@ -121,7 +121,7 @@ class RLWork:
         section, objective = self.stage.section, self.objective
         meter.set({"epoch": self.sampler.epoch(self.draws.index)})
         steps = objective.plan_steps(self.num_steps, step, derive_seed(self.seed, self.stage.name, "steps"))
-        if hasattr(self.policy, "forced_steps"):
+        if objective.forward is None and hasattr(self.policy, "forced_steps"):
             steps = steps | self.policy.forced_steps(self.stage.plan)
         progress = step / section.steps
         if hasattr(self.policy, "publish"):
@@ -139,12 +139,13 @@ class RLWork:
                 self._check_parity(part)
         lengths = self._lengths(rounds)
         # with a refill only what is kept is spread over the updates: which groups are useless is known only now
+        whole = keep if keep.ndim == 1 else keep.any(1)
         if objective.whole_groups:
-            order = torch.as_tensor(np.unique(np.where(keep, scored.group, -1), return_inverse=True)[1])
+            order = torch.as_tensor(np.unique(np.where(whole, scored.group, -1), return_inverse=True)[1])
         elif section.curriculum.refill is None:
             order = torch.arange(len(keep))
         else:
-            order = torch.as_tensor(keep).cumsum(0) - 1
+            order = torch.as_tensor(whole).cumsum(0) - 1
         part_of = order % section.updates_per_rollout
         parts = [part_of == number for number in range(section.updates_per_rollout)]
         self._rescore(rounds, parts, meter)
@@ -212,7 +213,8 @@ class RLWork:
         surrogate, forward = self.objective.surrogate, self.objective.forward
         with policy.as_slow() if surrogate.drawn_by == "ema" else nullcontext():
             if forward is None:
-                return self.policy.rollout(draws, self.stage.plan, steps)
+                kept = {"keep_means": True} if surrogate.reads_transition else {}
+                return policy.rollout(draws, self.stage.plan, steps, **kept)
             none = torch.zeros(self.drawn_steps, dtype=torch.bool)
             return policy.renoised(self.policy.rollout(draws, self.stage.plan, none), forward)
 

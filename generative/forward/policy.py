@@ -31,6 +31,10 @@ class ForwardPolicy(DenoisingPolicy):
         forward = objective.forward
         if forward is None:
             return
+        if plan.branch is not None or plan.fan_out is not None:
+            raise ValueError(
+                "branch and fan_out credit single steps of a rollout, and this objective sees finished samples; leave them out"
+            )
         for term in (term for term in objective.terms if term.coef):
             if getattr(term, "estimator", "exact") != "exact" or getattr(term, "norm", "v") != "v":
                 raise ValueError(

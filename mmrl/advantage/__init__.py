@@ -11,6 +11,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "ngrpo": "mmrl.advantage.negative:Ngrpo",
         "sign": "mmrl.advantage.negative:SignAdvantage",
         "dcpo": "mmrl.advantage.dcpo:DcpoAdvantage",
+        "branch": "mmrl.advantage.branch:BranchAdvantage",
         "treepo": "mmrl.advantage.tree:TreePo",
     },
     "shaping": {

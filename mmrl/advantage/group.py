@@ -14,15 +14,15 @@ from pydantic import Field
 from mmrl.advantage.stats import batch_std, centred, group_stats
 from mmrl.advantage.types import Advantage, Floats, Ints, Scored
 
-Scale = Literal["group", "batch", "none"]
+Scale = Literal["group", "batch", "max_group", "none"]
 
 
 def standardised(
     reward: Floats, group: Ints, scale: Scale, ddof: int = 1, eps: float = 1e-4, std_floor: float = 0.0
 ) -> Floats:
-    """`(R - mean_group) / (std + eps)` with the std of the group, of the whole batch, or no division.
+    """`(R - mean_group) / (std + eps)` with the std of the group, of the whole batch, the largest of all groups, or no division.
 
-    Source: GRPO (DeepSeekMath), `scale_rewards` of TRL, `global_std` of Flow-GRPO. Groups whose own std is below
+    Source: GRPO (DeepSeekMath), `scale_rewards` of TRL, `global_std` of Flow-GRPO, GenRL (`max_group`). Groups whose own std is below
     `std_floor` get 0.
     """
     stats = group_stats(reward, group, ddof)
@@ -31,6 +31,8 @@ def standardised(
         return advantage / (stats.std[stats.index] + eps)
     if scale == "batch":
         return advantage / (batch_std(reward, ddof) + eps)
+    if scale == "max_group":
+        return advantage / (stats.std.max(initial=0.0) + eps)
     return advantage
 
 
@@ -42,7 +44,8 @@ def leave_one_out(reward: Floats, group: Ints) -> Floats:
 
 
 class GroupAdvantage(Advantage):
-    """GRPO. `scale` has no default because published methods disagree: `group`, `batch` or `none`."""
+    """GRPO. `scale` has no default because published methods disagree: `group`, `batch`, `max_group` (the largest std of
+    any group of the step) or `none`."""
 
     scale: Scale
     ddof: Literal[0, 1] = 1

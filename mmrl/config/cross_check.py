@@ -25,6 +25,8 @@ def clip_range(surrogate: Any, policy: Any = None) -> float | None:
     """How far the ratio may go on the narrower side before the surrogate clips it; None when parity says nothing about that."""
     if getattr(surrogate, "whole_samples", False):
         return None  # a ratio of whole samples, while parity is that of steps
+    if getattr(surrogate, "reads_transition", False):
+        return None  # a ratio that is scaled by the step's std
     if not is_exact(policy):
         return None  # parity is a mean, and ratios start at a replay
     bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
@@ -38,11 +40,20 @@ def default_tolerance(surrogate: Any, policy: Any = None) -> float:
     return usual if narrow is None else min(usual, narrow / 2)
 
 
-def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:
-    """Steps of one sample that an iteration trains, under the run's `seed`."""
+def planned_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> torch.Tensor:
+    """Steps `(S,)` bool that an iteration may train, under the run's `seed`."""
     objective = stage.objective
     size = objective.num_steps(policy.plan_steps(stage.plan))
     allowed = objective.plan_steps(size, iteration, derive_seed(seed, stage.name, "steps"))
+    if objective.forward is None and hasattr(policy, "forced_steps"):
+        return allowed | policy.forced_steps(stage.plan)
+    return allowed
+
+
+def trained_steps(stage: ResolvedRL, policy: Any, seed: int, iteration: int = 0) -> int:
+    """Steps of one sample that an iteration trains, under the run's `seed`."""
+    objective = stage.objective
+    allowed = planned_steps(stage, policy, seed, iteration)
     mask = (policy.stochastic_steps(stage.plan, allowed) if objective.forward is None else allowed)[None, :]
     return int(stage.objective.train_mask(mask, allowed, [0], torch.ones(1, dtype=torch.bool)).sum())
 

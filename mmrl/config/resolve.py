@@ -124,7 +124,15 @@ def _rl(
     objective: Any = None
     if all(part is not None for part in built) and (spec.correction is None) == (correction is None):
         try:
-            objective = Objective(**parts, correction=correction, aggregate=spec.aggregate, max_steps=spec.max_steps)
+            objective = Objective(
+                **parts,
+                correction=correction,
+                aggregate=spec.aggregate,
+                max_steps=spec.max_steps,
+                combine=spec.combine,
+                normalise_weights=spec.normalise_weights,
+                rescale=spec.rescale,
+            )
         except UserError as error:
             build.problem(here, str(error))
     return ResolvedRL(

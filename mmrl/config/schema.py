@@ -159,6 +159,12 @@ class ObjectiveSection(Section):
     steps: StepsSection = StepsSection()
     surrogate: Spec = Spec(name="clip")
     terms: tuple[Spec, ...] = ()
+    combine: Literal["rewards", "advantages", "losses"] = "rewards"
+    """Where several rewards become one: summed before the advantage rule, as advantages after it, or as losses (DanceGRPO)."""
+    normalise_weights: bool = False
+    """Advantages, losses: divide the weights by their sum (MixGRPO)."""
+    rescale: bool = False
+    """Advantages: standardise the sum over the batch (GDPO)."""
     correction: Spec | None = None
     """Importance weights for the log-probs of an inference engine; default: none."""
     aggregate: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"] = (

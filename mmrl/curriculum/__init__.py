@@ -9,6 +9,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "selection": {
         "all": "mmrl.curriculum.selection:SelectAll",
         "signal": "mmrl.curriculum.selection:SelectSignal",
+        "width_pruned": "mmrl.curriculum.selection:WidthPruned",
         "best_of_n": "mmrl.curriculum.selection:BestOfN",
     },
 }

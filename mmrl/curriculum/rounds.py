@@ -17,6 +17,9 @@ from torch import Tensor
 from mmrl.advantage.types import Floats, Ints, Scored
 from mmrl.rollout import Draw, Rollout, Scores
 
+PARTS = 1 << 16
+"""More than a group has parts (see `Rollout.part`)."""
+
 
 @dataclass
 class Round:
@@ -47,7 +50,8 @@ class Round:
 @dataclass
 class Table:
     """What was found out about samples: `values (N, K)` and `status (N, K)` of the rewards, `group (N,)`, numbers `(N,)` by
-    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), ids of the `prompts` (N), messages."""
+    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), ids of the `prompts` (N), messages; `node (N, S)` and `log_prob (N, S)` of
+    rollouts that are trees."""
 
     values: Floats
     status: Ints
@@ -57,21 +61,28 @@ class Table:
     has_answers: bool
     prompts: tuple[str, ...]
     messages: tuple[str, ...]
+    node: Ints | None = None
+    log_prob: Floats | None = None
 
     @classmethod
     def of(cls, scores: Scores, rollout: Rollout, extra: Mapping[str, Tensor], first_group: int) -> Table:
         """The samples of one rollout; `extra` are numbers `(n,)`, groups count from `first_group`."""
         said: list[Any] = [sample.meta.get("answer") for sample in rollout.samples]
+        group = rollout.group.cpu().numpy() + first_group
+        if rollout.part is not None:
+            group = group * PARTS + rollout.part.cpu().numpy()
         length = rollout.mask.sum(1).cpu().numpy().astype(np.float64)
         return cls(
             scores.values,
             scores.status,
-            rollout.group.cpu().numpy() + first_group,
+            group,
             {"length": length} | {name: value.cpu().numpy().astype(np.float64) for name, value in extra.items()},
             tuple(None if one is None else str(one) for one in said),
             any("answer" in sample.meta for sample in rollout.samples),
             tuple(sample.prompt.id for sample in rollout.samples),
             tuple(scores.messages),
+            None if rollout.tree is None else rollout.tree.node.cpu().numpy(),
+            None if rollout.tree is None else rollout.log_prob.cpu().numpy().astype(np.float64),
         )
 
     @classmethod
@@ -86,6 +97,8 @@ class Table:
             any(part.has_answers for part in parts),
             tuple(prompt for part in parts for prompt in part.prompts),
             tuple(message for part in parts for message in part.messages),
+            _joined([part.node for part in parts]),
+            _joined([part.log_prob for part in parts]),
         )
 
     def scored(self, total: Floats, names: tuple[str, ...], weights: Sequence[float]) -> Scored:
@@ -98,5 +111,11 @@ class Table:
             names=names,
             answers=self.answers if self.has_answers else None,
             prompts=self.prompts,
+            node=self.node,
+            log_prob=self.log_prob,
             extra=self.extra,
         )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return None if any(part is None for part in parts) else np.concatenate(parts)

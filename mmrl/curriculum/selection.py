@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import numpy as np
 from pydantic import Field
 
+from mmrl.advantage.branch import last_split
 from mmrl.advantage.stats import group_stats
 from mmrl.advantage.types import Bools, Floats, Ints, Scored
 from mmrl.components import Component
@@ -12,6 +15,9 @@ from mmrl.components import Component
 
 class Selection(Component):
     """Base of the kind `selection`."""
+
+    reads_tree: ClassVar[bool] = False
+    """`Scored.node` must be there."""
 
     @property
     def size(self) -> int | None:
@@ -22,7 +28,8 @@ class Selection(Component):
         """Raise ValueError naming the valid settings when this does not fit groups of `group_size`."""
 
     def __call__(self, advantage: Floats, scored: Scored) -> Bools:
-        """Samples to train on, `(N,)` bool, from `advantage (N,)` computed over all scorable samples."""
+        """Samples to train on, `(N,)` bool, from `advantage (N,)` computed over all scorable samples. One that reads the tree
+        chooses edges, `(N, S)` bool, from `advantage (N, S)`."""
         raise NotImplementedError
 
 
@@ -73,3 +80,36 @@ class BestOfN(Selection):
 
     def __call__(self, advantage: Floats, scored: Scored) -> Bools:
         return extremes(advantage, scored.group, scored.scorable & ~np.isnan(advantage), self.keep)
+
+
+class WidthPruned(Selection):
+    """BranchGRPO's width pruning: after the last split of a tree only some leaves are trained; the steps before are not touched.
+
+    `per_branch` keeps the better `share` of the leaves below every last split, `extremes` the best and the worst `share` / 2 of all
+    leaves of a tree. Only gradients are left out: rewards and advantages are those of the whole tree.
+    """
+
+    reads_tree: ClassVar[bool] = True
+
+    mode: Literal["per_branch", "extremes"] = "per_branch"
+    share: float = Field(default=0.5, gt=0, le=1)
+
+    def __call__(self, advantage: Floats, scored: Scored) -> Bools:
+        assert scored.node is not None
+        kept = np.repeat(scored.scorable[:, None], scored.node.shape[1], axis=1)
+        split = last_split(scored.group, scored.node)
+        leaf = advantage[:, -1] if advantage.ndim == 2 else advantage
+        parents = scored.group if split < 1 else scored.node[:, split - 1]
+        keys = parents if self.mode == "per_branch" else scored.group
+        chosen = np.zeros(len(leaf), dtype=bool)
+        for key in np.unique(keys):
+            rows = np.flatnonzero((keys == key) & scored.scorable)
+            order = rows[np.argsort(leaf[rows], kind="stable")]
+            count = max(1, int(self.share * len(order) + 1e-9))
+            if self.mode == "per_branch":
+                chosen[order[len(order) - count :]] = True
+            else:
+                half = max(1, count // 2)
+                chosen[order[:half]] = chosen[order[len(order) - half :]] = True
+        kept[:, split + 1 :] &= chosen[:, None]
+        return kept

@@ -65,6 +65,7 @@ class Objective:
                 f"surrogate {type(self.surrogate).__name__.lower()} has one ratio per sample, which aggregate "
                 f"{self.aggregate} would count by its length over that of all samples; use {' or '.join(valid)}"
             )
+        self._check_combination()
         if len(self._following()) > 1:
             raise UserError(
                 "surrogate and shapings ask for slow copies of the weights that follow them in different ways; use one"
@@ -73,6 +74,33 @@ class Objective:
             raise UserError(
                 f"surrogate {type(self.surrogate).__name__.lower()} compares the best sample of a group with the worst; set "
                 "objective.selection={name: best_of_n, keep: 2}"
+            )
+
+    def _check_combination(self) -> None:
+        one_by_one = self.advantage.per_step or self.combine != "rewards"
+        for shape in self.shaping:
+            if one_by_one and not shape.elementwise:
+                what = "advantages of single steps" if self.advantage.per_step else f"combine: {self.combine}"
+                raise UserError(
+                    f"shaping {type(shape).__name__.lower()} reads the one advantage of a sample, which {what} has not"
+                )
+        if self.combine == "rewards" and (self.normalise_weights or self.rescale):
+            raise UserError(
+                "normalise_weights and rescale are about advantages that are summed; add combine: advantages"
+            )
+        if self.rescale and (self.combine != "advantages" or self.advantage.per_step):
+            raise UserError("rescale standardises one advantage per sample, summed over rewards (combine: advantages)")
+        if self.combine == "losses" and not self.surrogate.homogeneous:
+            raise UserError(
+                f"combine: losses needs a loss that is linear in the size of the advantage, which surrogate "
+                f"{type(self.surrogate).__name__.lower()} is not; use clip"
+            )
+        if self.selection.reads_tree and not self.advantage.reads_tree:
+            raise UserError("selection width_pruned prunes a tree; use advantage branch")
+        if self.advantage.per_step and self.forward is not None:
+            raise UserError(
+                f"advantage {type(self.advantage).__name__.lower()} is about the steps of a rollout, and surrogate "
+                f"{type(self.surrogate).__name__.lower()} sees finished samples"
             )
 
     @property
@@ -256,6 +284,9 @@ class Objective:
         others = {need: _trained(others[need], batch, f"{need[1]} ({need[0]} view)", need[0]) for need in self.needs}
         old = _finite(batch.old_log_prob, batch, "behaviour policy")
         matrix, diagnostics = self.surrogate.of_chunk(out, old, batch, others)
+        if batch.opposed is not None:
+            against = replace(batch, advantage=batch.opposed)
+            matrix = matrix + self.surrogate.of_chunk(out, old, against, others)[0]
         total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
         values: dict[str, tuple[Tensor, Tensor]] = {}
         for number, term in enumerate((term for term in self.terms if term.coef), start=1):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmrl.generative.conditioning import ConditioningCache
+from mmrl.generative.conditioning import Ask, ConditioningCache
 from mmrl.generative.noise import Noise
 from mmrl.generative.packing import image_ids, pack_latents, unpack_latents
-from mmrl.generative.payload import pairs_in_order, storage
+from mmrl.generative.payload import pairs_in_order
 from mmrl.generative.transition import Transition, flow_transition, kl_divergence
 
 KINDS = st.sampled_from(["flow_sde", "dance_sde", "cps"])
@@ -84,14 +84,6 @@ def test_odd_latents_cannot_be_packed() -> None:
         pack_latents(torch.zeros(1, 1, 3, 4))
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_storage_keeps_both_ends_of_every_trained_step_once(chosen: list[bool]) -> None:
-    slot = storage(torch.tensor(chosen)).tolist()
-    wanted = sorted({k for i, c in enumerate(chosen) if c for k in (i, i + 1)})
-    assert [k for k, s in enumerate(slot) if s >= 0] == wanted
-    assert [s for s in slot if s >= 0] == list(range(len(wanted)))
-
-
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(1, 9))
 def test_chunks_are_every_pair_once_ordered_by_step(train: list[list[bool]], size: int) -> None:
     chunks = list(pairs_in_order(torch.tensor(train), size))
@@ -112,16 +104,17 @@ def test_noise_belongs_to_its_seed(seeds: list[int], at: int) -> None:
 
 def test_the_cache_forgets_the_oldest_text_above_its_size() -> None:
     calls: list[str] = []
+    a, b, c, cpu = Ask("a"), Ask("bb"), Ask("ccc"), torch.device("cpu")
 
-    def encode(texts: list[str]) -> dict[str, Tensor]:
-        calls.extend(texts)
-        return {"prompt": torch.tensor([[float(len(t))] * 4 for t in texts])}
+    def encode(asks: list[Ask]) -> dict[str, Tensor]:
+        calls.extend(ask.text for ask in asks)
+        return {"prompt": torch.tensor([[float(len(ask.text))] * 4 for ask in asks])}
 
     cache = ConditioningCache(encode, max_bytes=2 * 16)
-    assert cache.frozen(["a", "bb", "a"]).tensors["prompt"].shape == (2, 4)
-    cache.frozen(["a"])
-    found = cache.frozen(["ccc"])
-    assert calls == ["a", "bb", "ccc"] and found.index == {"ccc": 0}
-    cache.frozen(["a"])
-    cache.frozen(["bb"])
+    assert cache.frozen([a, b, a], cpu).tensors["prompt"].shape == (2, 4)
+    cache.frozen([a], cpu)
+    found = cache.frozen([c], cpu)
+    assert calls == ["a", "bb", "ccc"] and found.index == {c: 0}
+    cache.frozen([a], cpu)
+    cache.frozen([b], cpu)
     assert calls == ["a", "bb", "ccc", "bb"] and cache.bytes == 32

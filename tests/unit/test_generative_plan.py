@@ -69,7 +69,7 @@ def test_what_is_written_out_with_every_default_is_read_again(given: dict[str, A
 
 def objective(needs_log_prob: bool = True, norm: str | None = None, view: str = "original") -> Any:
     terms = (SimpleNamespace(norm=norm),) if norm else ()
-    return SimpleNamespace(needs_log_prob=needs_log_prob, needs=((view, "reference"),) if norm else (), terms=terms)
+    return SimpleNamespace(needs_log_prob=needs_log_prob, needs=((view, "reference"),) if norm else (), terms=terms, forward=None)
 
 
 def test_a_plan_without_a_density_cannot_feed_a_loss_that_reads_log_probs() -> None:
@@ -91,9 +91,10 @@ def test_a_plan_without_a_density_cannot_feed_a_loss_that_reads_log_probs() -> N
 
 def test_network_passes_are_counted() -> None:
     policy = TinySD3()
-    assert policy.passes(FlowPlan(num_steps=10), trained=9, replays=2) == {"rollout": 10.0, "update": 18.0}
+    every = torch.ones(10, dtype=torch.bool)
+    assert policy.passes(FlowPlan(num_steps=10), every, 9, 4, replays=2) == {"rollout": 10.0, "update": 18.0}
     guided = FlowPlan(num_steps=10, guidance_scale=4.5)
-    assert policy.passes(guided, trained=3, replays=1) == {"rollout": 20.0, "update": 6.0}
+    assert policy.passes(guided, every, 3, 4, replays=1) == {"rollout": 20.0, "update": 6.0}
     assert policy.trains(TrainSpec(mode="lora", rank=8)).startswith("a LoRA of rank 8")
 
 

@@ -108,11 +108,17 @@ def test_a_sample_does_not_depend_on_batch_or_rank(kind: str) -> None:
         torch.testing.assert_close(log_prob, whole.log_prob, rtol=1e-4, atol=1e-5)
 
 
+def latents_of(rollout: Rollout) -> torch.Tensor:
+    """The kept latents of every sample, `(N, L, ...)`."""
+    at = rollout.payload.at
+    return torch.stack([rollout.payload.latents[row[row >= 0]] for row in at])
+
+
 def test_start_noise_is_shared_inside_a_group_only_when_asked() -> None:
     policy = policy_of("sd3")
     for choice in ("shared", "separate"):
         plan = policy.plan_type(num_steps=2, start_noise=choice)
-        start = policy.rollout(draws_of(), plan, every(plan)).payload.latents[:, 0]
+        start = latents_of(policy.rollout(draws_of(), plan, every(plan)))[:, 0]
         assert torch.equal(start[0], start[1]) == (choice == "shared")
         assert not torch.equal(start[0], start[2])
 
@@ -126,10 +132,8 @@ def test_a_group_shares_its_steps_before_the_first_noise() -> None:
     assert whole.stats["nfe"] == pytest.approx(2 * (2 * 2 + 4 * 6) / 6)
     parts = [policy.rollout([draw], plan, steps) for draw in draws]
     assert [part.stats["nfe"] for part in parts] == [12.0] * 6
-    torch.testing.assert_close(
-        torch.cat([part.payload.latents for part in parts]), whole.payload.latents, rtol=1e-4, atol=1e-5
-    )
-    assert whole.payload.latents.shape[:2] == (6, 4)
+    torch.testing.assert_close(torch.cat([latents_of(part) for part in parts]), latents_of(whole), rtol=1e-4, atol=1e-5)
+    assert len(whole.payload.latents) == 2 + 3 * 6  # x2 of both groups once; x3, x4, x5 of every sample
     torch.testing.assert_close(torch.cat([part.log_prob for part in parts]), whole.log_prob, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.cat([part.mask for part in parts]), whole.mask)
     assert worst_ratio(policy, whole) < 1e-5
@@ -141,7 +145,7 @@ def test_unselected_steps_follow_the_ode_and_are_not_kept() -> None:
     steps = torch.tensor([False, True, True, False, False, True])
     rollout = policy.rollout(draws_of(), plan, steps)
     assert torch.equal(rollout.mask, steps.expand(6, 6))
-    assert rollout.payload.latents.shape[1] == 5  # x1 x2 x3, x5 x6
+    assert (rollout.payload.at >= 0).tolist() == [[False, True, True, True, False, True, True]] * 6  # x1 x2 x3, x5 x6
     assert rollout.step_std is not None and torch.equal(rollout.step_std[0] > 0, steps)
     assert (rollout.log_prob[:, ~steps] == 0).all()
     assert worst_ratio(policy, rollout) < 1e-5

@@ -368,7 +368,7 @@ def test_what_is_known_before_the_weights() -> None:
     plan = VlmPlan(max_new_tokens=24)
     allowed = torch.tensor([True, False, True])
     assert policy.plan_steps(plan) == 24 and torch.equal(policy.stochastic_steps(plan, allowed), allowed)
-    assert policy.passes(plan, 24, 2) == {"rollout": 24.0, "update": 2.0}
+    assert policy.passes(plan, allowed, 24, 8, 2) == {"rollout": 24.0, "update": 2.0}
     assert policy.trains(VlmTrainSpec(freeze_vision=True)) == "all weights, without the vision tower"
     assert "rank 4" in policy.trains(VlmTrainSpec(mode="lora", rank=4))
     with pytest.raises(RuntimeError, match="load"):

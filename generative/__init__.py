@@ -6,8 +6,6 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "sd15": "mmrl.generative.families.sd15:SD15",
         "wan": "mmrl.generative.families.wan:Wan",
         "wan_image": "mmrl.generative.families.wan:WanImage",
-        "wan": "mmrl.generative.families.wan:Wan",
-        "wan_image": "mmrl.generative.families.wan:WanImage",
         "tiny_sd3": "mmrl.generative.families.tiny:TinySD3",
         "tiny_sd15": "mmrl.generative.families.tiny:TinySD15",
     },
@@ -16,6 +14,8 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "crd": "mmrl.generative.forward.crd:Crd",
         "dgpo": "mmrl.generative.forward.dgpo:Dgpo",
         "diffusion_dpo": "mmrl.generative.forward.dpo:DiffusionDpo",
+        "flow_dppo": "mmrl.generative.forward.guard:FlowDppo",
+        "guard": "mmrl.generative.forward.guard:Guard",
         "nft": "mmrl.generative.forward.nft:Nft",
     },
 }

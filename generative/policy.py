@@ -91,6 +91,10 @@ class DenoisingPolicy(Component):
         for view, _ in objective.needs:
             if view not in VIEWS:
                 raise ValueError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
+        if objective.surrogate.reads_transition and plan.sampler.kind == "cps":
+            raise ValueError(
+                "the log-prob of sampler 'cps' is not that of a Gaussian, which this surrogate reads; use flow_sde or dance_sde"
+            )
         if plan.sampler.kind == "ddim" and any(getattr(t, "norm", None) == "g2" for t in objective.terms):
             raise ValueError("the KL norm 'g2' is defined for flow samplers, not for 'ddim'; use 's2' or 'v'")
 
@@ -326,6 +330,8 @@ class DenoisingPolicy(Component):
         cond = self._told(payload, payload.plan, chunk, view, reference)
         output = self.predict(x, payload.schedule.timesteps[steps], cond, payload.plan.guidance_scale)
         step = self.transition(output, x, payload.schedule, steps, payload.plan, stochastic=True, x_next=x_next)
+        if payload.means is not None:
+            step.drawn_mean = payload.mean(chunk.rows, steps)
         return StepOutput(step.log_prob[:, None], dist=step)
 
     def _told(

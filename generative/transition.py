@@ -33,7 +33,8 @@ class Transition:
 
     `x_next (B, ...)` is detached; `log_prob (B,)` is 0 where `random (B,)` bool is False (the row's step has no density);
     `mean (B, ...)`; `std (B, 1, ...)` is the full transition std; `dt (B, 1, ...)` is D (1 for DDIM, which has none);
-    `output (B, ...)` is the velocity (flow) or the network output (DDIM); `kind` names the sampler.
+    `output (B, ...)` is the velocity (flow) or the network output (DDIM); `kind` names the sampler; `drawn_mean (B, ...)`, where
+    the rollout kept it, is the mean that x_next was drawn with.
     """
 
     x_next: Tensor
@@ -44,6 +45,7 @@ class Transition:
     random: Tensor
     output: Tensor
     kind: str
+    drawn_mean: Tensor | None = None
 
 
 def expand(value: Tensor | float, like: Tensor) -> Tensor:

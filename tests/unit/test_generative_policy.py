@@ -129,7 +129,7 @@ def test_a_group_shares_its_steps_before_the_first_noise() -> None:
     steps = torch.tensor([False, False, True, False, True, False])
     draws = draws_of(groups=2, members=3)
     whole = policy.rollout(draws, plan, steps)
-    assert whole.stats["nfe"] == pytest.approx(2 * (2 * 2 + 4 * 6) / 6)
+    assert whole.stats["nfe"] == pytest.approx(2 * (3 * 2 + 3 * 6) / 6)  # the first noise comes after step 2
     parts = [policy.rollout([draw], plan, steps) for draw in draws]
     assert [part.stats["nfe"] for part in parts] == [12.0] * 6
     torch.testing.assert_close(torch.cat([latents_of(part) for part in parts]), latents_of(whole), rtol=1e-4, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from torch import Tensor
@@ -21,6 +21,11 @@ class DiffusionPolicy(DenoisingPolicy):
     """The network predicts epsilon or v, as the loaded scheduler's `prediction_type` says. Raises UserError for others."""
 
     plan_type: ClassVar[type[BaseModel]] = DiffusionPlan
+
+    def check_train(self, train: Any) -> None:
+        super().check_train(train)
+        if train.soar is not None:
+            raise ValueError("train.soar needs a flow-matching model, and this is a diffusion model; leave it out")
 
     @property
     def prediction(self) -> Prediction:

@@ -9,7 +9,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from mmrl.generative.conditioning import Ask
 from mmrl.generative.forward.policy import ForwardPolicy
+from mmrl.generative.forward.soar import between, levels_above, mixed, stray
 from mmrl.generative.noise import Noise
 from mmrl.generative.plan import FlowPlan, FlowSampling
 from mmrl.generative.schedule import (
@@ -84,6 +86,7 @@ class FlowPolicy(ForwardPolicy):
 
         `train.loss` weighs the squared error of the clean sample by 1/sigma^2 (`velocity`: the plain flow-matching loss),
         1/sigma (`balanced`) or 1 (`sample`). Where the network predicts samples sigma is no less than `min_sigma` there.
+        `train.soar` adds the points that the model's own steps lead to (see `mmrl.generative.forward.soar`).
         """
         spec = self._spec
         x0 = self.latents_of(examples)
@@ -91,12 +94,32 @@ class FlowPolicy(ForwardPolicy):
         views = self._dropped(noise, spec.caption_dropout)
         asks = self.asks(examples, views)
         u = noise.uniform().clamp(1e-4, 1 - 1e-4)
-        sigma = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
-        sigma = shift_sigmas(sigma, spec.noise_shift)
+        index = torch.sigmoid(torch.special.ndtri(u)) if spec.noise == "logit_normal" else u
+        sigma = shift_sigmas(index, spec.noise_shift)
         eps, s = noise.draw(), expand(sigma, x0)
         x = (1 - s) * x0 + s * eps
-        output = self.predict(x, sigma * 1000, self.supervised_rows(asks), 1.0)
-        power = LOSS_POWER[spec.loss]
+        path = self._matching(x, sigma, x0, eps - x0, asks)
+        if spec.soar is None or spec.soar.lam == 0:
+            return path
+        after = shift_sigmas((index - 1 / spec.soar.num_steps).clamp_min(0), spec.noise_shift)
+        where = stray(x, self._guided_velocity(x, sigma, asks, spec.soar.guidance_scale), sigma, after)
+        others = []
+        for _ in range(spec.soar.draws):
+            level = levels_above(after, noise.uniform().clamp_min(1e-4))
+            point = between(where, eps, after, level)
+            others.append(self._matching(point, level, x0, (point - x0) / expand(level, x0), asks))
+        return mixed(path, torch.stack(others), spec.soar.lam)
+
+    def _matching(self, x: Tensor, sigma: Tensor, clean: Tensor, velocity: Tensor, asks: Sequence[Ask]) -> Tensor:
+        """The error `(B,)` at `x (B, ...)`, `sigma (B,)`, whose clean sample and velocity are given, as `train.loss` weighs it."""
+        output, s = self.predict(x, sigma * 1000, self.supervised_rows(asks), 1.0), expand(sigma, x)
+        power = LOSS_POWER[self._spec.loss]
         if self.prediction == "sample":
-            return rows_mean((output - x0) ** 2 / s.clamp_min(spec.min_sigma) ** power)
-        return rows_mean((output - (eps - x0)) ** 2 * s ** (2 - power))
+            return rows_mean((output - clean) ** 2 / s.clamp_min(self._spec.min_sigma) ** power)
+        return rows_mean((output - velocity) ** 2 * s ** (2 - power))
+
+    @torch.no_grad()
+    def _guided_velocity(self, x: Tensor, sigma: Tensor, asks: Sequence[Ask], scale: float) -> Tensor:
+        plan = self.sampling_type(guidance_scale=scale)
+        cond = self.rows(self.conditioned(self.needed(asks, plan)), asks, plan)
+        return self.velocity(self.predict(x, sigma * 1000, cond, scale), x, sigma)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from mmrl.errors import UserError
 from mmrl.generative.families.base import Adapter
+from mmrl.generative.forward.soar import Soar
 from mmrl.weights import Choice
 
 Part = Literal["transformer", "transformer_2", "unet", "text_encoders"]
@@ -40,6 +41,8 @@ class TrainSpec(BaseModel):
     """Supervised stages of a flow: squared error of the velocity, of the predicted clean sample, or between the two."""
     min_sigma: PositiveFloat = 0.05
     """Supervised stages of a flow that predicts samples: the velocity error divides by no less than this."""
+    soar: Soar | None = None
+    """Supervised stages of a flow: also train on where the model's own steps lead (SOAR)."""
     caption_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Supervised stages: share of examples seen with an empty caption (needed to sample with guidance)."""
 

@@ -24,6 +24,7 @@ from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, P
 from mmrl.generative.denoise import grow, solve
 from mmrl.generative.families.base import Adapter
 from mmrl.generative.forest import forest
+from mmrl.generative.forward.direct import drawn_with_gradient
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order
 from mmrl.generative.plan import DenoisingPlan, Sampling
@@ -49,6 +50,7 @@ class DenoisingPolicy(Component):
     flat_chunks: ClassVar[bool] = True
     """A row of a chunk is one (sample, step) pair."""
     blind_view: ClassVar[str | None] = None
+    offers: ClassVar[tuple[str, ...]] = ("tree",)
 
     _adapter: Adapter | None = PrivateAttr(default=None)
     _weights: Weights | None = PrivateAttr(default=None)
@@ -88,6 +90,10 @@ class DenoisingPolicy(Component):
         """Raises ValueError with the valid settings when `plan` cannot feed `objective`: no log-prob, no such view."""
         if objective.needs_log_prob:
             plan.check_likelihood()
+        if objective.reads_tree and plan.branch is None:
+            raise ValueError("this objective reads a tree; add branch: {at: [steps], factor: children}")
+        if plan.branch is not None and not objective.reads_tree:
+            raise ValueError("the samples of a branching rollout share edges; use objective.advantage {name: branch}")
         for view, _ in objective.needs:
             if view not in VIEWS:
                 raise ValueError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
@@ -277,6 +283,23 @@ class DenoisingPolicy(Component):
             final = solve(self, some, asks[at : at + plan.micro_batch], conditioning, plan, schedule)
             samples += self._samples(some, final, plan)
         return samples
+
+    def check_gradient(self, plan: Any, last: int) -> None:
+        """Raises ValueError when no gradient goes from a picture into the last steps that draw it under `plan`."""
+        if self.adapter_type.makes != "image":
+            raise ValueError("rewards with a gradient score pictures, and this model draws videos")
+        if plan.solver != "euler":
+            raise ValueError(f"a direct stage takes Euler steps; leave sampling.solver {plan.solver} out")
+        if last > plan.num_steps:
+            raise ValueError(
+                f"the last {last} steps of {plan.num_steps} (sampling.num_steps): set last to {plan.num_steps} or less"
+            )
+
+    def drawn_with_gradient(
+        self, draws: Sequence[Draw], plan: Any, method: str, last: int, at: int, penalty: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures with a gradient; see `mmrl.generative.forward.direct`."""
+        return drawn_with_gradient(self, draws, plan, method, last, at, penalty)
 
     def _samples(self, draws: Sequence[Draw], final: Tensor, plan: Any) -> list[Sample]:
         size = plan.decode_batch or plan.micro_batch

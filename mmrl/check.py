@@ -13,7 +13,8 @@ from rich.console import Console
 
 from mmrl.config.cross_check import LOOK_AHEAD, planned_steps, trained_steps
 from mmrl.config.dump import dump, flatten
-from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, ResolvedStage, load
+from mmrl.config.resolve import load
+from mmrl.config.resolved import Resolved, ResolvedDirect, ResolvedDraws, ResolvedExamples, ResolvedRL, ResolvedStage
 from mmrl.config.source import COMMAND_LINE, Path_
 from mmrl.errors import ConfigError, UserError
 from mmrl.image import read_image
@@ -102,7 +103,7 @@ def _prompts(resolved: Resolved) -> Iterator[tuple[Prompt, Callable[[], list[tup
             samples = getattr(stage.examples.open(0), "samples", None)
             for position, prompt in enumerate([] if samples is None else samples.prompts):
                 yield prompt, functools.partial(_made, samples, position)
-        elif isinstance(stage, ResolvedRL):
+        elif isinstance(stage, ResolvedDraws):
             yield from ((prompt, list) for prompt in stage.prompts.load())
     if resolved.evaluation is not None:
         yield from ((prompt, list) for prompt in resolved.evaluation.prompts.load())
@@ -115,6 +116,13 @@ def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
     processes = resolved.config.run.num_processes or 1
     if isinstance(stage, ResolvedExamples):
         return [head, f"  {stage.section.batch_size} examples per step in micro-batches of {section.micro_batch}"]
+    if isinstance(stage, ResolvedDirect):
+        own = stage.section
+        what = f"the last {own.last} steps" if own.method == "draft" else f"one of the last {own.last} steps"
+        return [
+            head,
+            f"  {own.batch_size} samples per step in micro-batches of {own.micro_batch}; gradient through {what}",
+        ]
     assert isinstance(stage, ResolvedRL)
     lines = [head, f"  {geometry(stage, resolved, processes)}", f"  {cost(stage, resolved)}"]
     return [*lines, f"  {policy.footprint(*_memory(stage))}"] if hasattr(policy, "footprint") else lines

@@ -32,6 +32,9 @@ class Policy(Protocol):
     - `measure(name, rollout, micro_batch)`: numbers `(n,)` of the samples by the names that its `offers` list;
     - `renoised(rollout, forward)`: the finished samples of a rollout as a surrogate with a `forward` sees them, a rollout
       whose steps are noise levels;
+    - `drawn_with_gradient(draws, plan, method, last, at, penalty)`: pictures `(B, 3, H, W)` in [0, 1] with gradient, as a direct
+      stage asks for them, and `(B,)` how far their steps' predictions are from the reference's (0 without `penalty`); `at`
+      chooses the step where one is chosen;
     - `as_slow()`: a context in which `rollout` draws with the slow copy of the weights;
     - `keep_slow()`, called when a stage starts that wants one: keep a slow copy of what is trained, as it is then, which
       `frozen_state` holds too and `replay` runs as model "ema"; `follow(decay)`: slow <- decay slow + (1 - decay) weights.

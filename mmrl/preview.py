@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL, load
+from mmrl.config.resolve import Resolved, ResolvedDraws, ResolvedExamples, load
 from mmrl.errors import UserError
 from mmrl.report.grid import INK, wrap
 from mmrl.rollout import Prompt, Sample
@@ -67,7 +67,7 @@ def _sources(resolved: Resolved) -> dict[str, tuple[str, Any]]:
     for stage in resolved.stages:
         if isinstance(stage, ResolvedExamples):
             found[stage.name] = (stage.section.examples.name, stage.examples)
-        elif isinstance(stage, ResolvedRL):
+        elif isinstance(stage, ResolvedDraws):
             found[stage.name] = (stage.section.prompts.name, stage.prompts)
     if resolved.evaluation is not None and resolved.config.evaluation is not None:
         found.setdefault("evaluation", (resolved.config.evaluation.prompts.name, resolved.evaluation.prompts))

@@ -65,6 +65,7 @@ class Reward(Component):
     """A sample that lacks one of these is skipped and never reaches `score`."""
     deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
+    """It has `score_tensor`."""
     revision: ClassVar[str] = "1"
     licence: ClassVar[str] = "unknown"
 
@@ -79,6 +80,10 @@ class Reward(Component):
     def setup(self, device: torch.device) -> None:
         """Load weights and the like, once, before the first `score`."""
         return None
+
+    def score_tensor(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores `(B,)` with gradient of pictures `(B, 3, H, W)` float32 in [0, 1]; rewards that are `differentiable` have it."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient")
 
     @abstractmethod
     def score(self, samples: Sequence[Sample]) -> Sequence[float | Failed | None]:

@@ -10,7 +10,7 @@ import torch
 
 from mmrl import checkpoint, provenance
 from mmrl.config.dump import differences, dump
-from mmrl.config.resolve import Resolved, ResolvedRL, load
+from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
 from mmrl.folder import RunFolder, claim_next, newest, open_run
@@ -91,7 +91,7 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
 
 def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
     """Let every reward of the run load what it needs, once."""
-    named = [stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedRL)]
+    named = [stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedDraws)]
     if resolved.evaluation is not None:
         named.append(resolved.evaluation.rewards)
     for reward in {id(reward): reward for group in named for reward, _ in group.values()}.values():

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from mmrl import checkpoint
-from mmrl.config.resolve import Resolved, ResolvedPreference, ResolvedRL, ResolvedStage, ResolvedSupervised
+from mmrl.config.resolved import (
+    Resolved,
+    ResolvedDirect,
+    ResolvedDraws,
+    ResolvedPreference,
+    ResolvedRL,
+    ResolvedStage,
+    ResolvedSupervised,
+)
+from mmrl.direct import DirectWork
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
 from mmrl.evaluate import Evaluation, chance, evaluate, evaluation_draws
@@ -72,7 +81,7 @@ class Trainer:
     def _check_stages(self) -> None:
         """Everything that a later stage could fail on, before the first one starts."""
         for stage in self.resolved.stages:
-            self.policy.check_loaded(stage.train, stage.plan if isinstance(stage, ResolvedRL) else None)
+            self.policy.check_loaded(stage.train, stage.plan if isinstance(stage, ResolvedDraws) else None)
             if isinstance(stage, ResolvedRL):
                 samples = stage.section.prompts_per_step * stage.section.group_size
                 if samples < self.group.world:
@@ -129,7 +138,7 @@ class Trainer:
         )
         if self.restored is not None:
             self._restore(work, optimization)
-        elif isinstance(stage, ResolvedRL):
+        elif isinstance(stage, ResolvedDraws):
             self._evaluate(stage, optimization, "before")
         with self.tracking.stage(stage.name, stage.section.steps, state.step):
             while state.step < stage.section.steps:
@@ -143,7 +152,7 @@ class Trainer:
                     raise Interrupted(f"stopped after step {state.total}")
         optimization.hand_on()
         last = state.stage + 1 == len(self.resolved.stages)
-        if isinstance(stage, ResolvedRL) or last:
+        if isinstance(stage, ResolvedDraws) or last:
             self._evaluate(stage, optimization, "after", averaged=False)
         state.seconds = time.perf_counter() - began
         rate = state.samples / state.training_seconds if state.training_seconds else 0.0
@@ -156,6 +165,8 @@ class Trainer:
     def _work(self, stage: ResolvedStage) -> Work:
         if isinstance(stage, ResolvedRL):
             return RLWork(stage, self.policy, self.group, self.seed, self.tracking.say)
+        if isinstance(stage, ResolvedDirect):
+            return DirectWork(stage, self.policy, self.group, self.seed, self.tracking.say)
         if isinstance(stage, ResolvedPreference):
             return PreferenceWork(stage, self.policy, self.group, self.seed)
         assert isinstance(stage, ResolvedSupervised)
@@ -183,7 +194,7 @@ class Trainer:
         clock = meter.clock(work.samples_per_step, self.group.device)
         state.training_seconds += clock["seconds"]
         evaluation = self.config.evaluation
-        if isinstance(stage, ResolvedRL) and evaluation is not None and state.step < stage.section.steps:
+        if isinstance(stage, ResolvedDraws) and evaluation is not None and state.step < stage.section.steps:
             if evaluation.every is not None and state.step % evaluation.every == 0:
                 self._evaluate(stage, optimization, "during", record)
             elif evaluation.pictures_every is not None and state.step % evaluation.pictures_every == 0:
@@ -251,7 +262,7 @@ class Trainer:
     def _rewards(self, stage: ResolvedStage) -> dict[str, Any]:
         """Rewards of the stage and of the evaluation: name -> (reward, weight)."""
         assert self.resolved.evaluation is not None
-        return {**(stage.rewards if isinstance(stage, ResolvedRL) else {}), **self.resolved.evaluation.rewards}
+        return {**(stage.rewards if isinstance(stage, ResolvedDraws) else {}), **self.resolved.evaluation.rewards}
 
     def _with_weights(
         self, optimization: Optimization, averaged: bool, stage: ResolvedStage, draws: Any, blind: bool
@@ -355,4 +366,6 @@ def restore_weights(policy: Policy, tensors: dict[str, dict[str, torch.Tensor]],
 def _needs_reference(stage: ResolvedStage) -> bool:
     if isinstance(stage, ResolvedRL):
         return any(model == "reference" for _, model in stage.objective.needs)
+    if isinstance(stage, ResolvedDirect):
+        return stage.section.penalty > 0
     return isinstance(stage, ResolvedPreference)

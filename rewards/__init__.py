@@ -7,6 +7,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "bbox_iou": "mmrl.rewards.verifiable.grounding:BboxIou",
         "choice": "mmrl.rewards.verifiable.words:Choice",
         "clip_score": "mmrl.rewards.preference.clip:ClipScore",
+        "colour": "mmrl.rewards.colour:Colour",
         "cosine_length": "mmrl.rewards.verifiable.length:CosineLength",
         "count": "mmrl.rewards.verifiable.numeric:Count",
         "exact": "mmrl.rewards.verifiable.words:Exact",

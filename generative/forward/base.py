@@ -35,10 +35,14 @@ class ForwardSurrogate(Surrogate):
     def _levels_fit(self) -> ForwardSurrogate:
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min {self.t_min} must be below t_max {self.t_max}")
-        given = {"t_min", "t_max", "shift"} & self.model_fields_set
+        given = self.changed("t_min", "t_max", "shift")
         if self.levels == "schedule" and given:
-            raise ValueError(f"{min(given)} is not read with levels: schedule")
+            raise ValueError(f"{given[0]} is not read with levels: schedule")
         return self
+
+    def changed(self, *options: str) -> list[str]:
+        """Those of `options` that are not at their default."""
+        return [name for name in options if getattr(self, name) != type(self).model_fields[name].default]
 
     @property
     def reads_old(self) -> bool:
@@ -70,9 +74,9 @@ class OldSurrogate(ForwardSurrogate):
 
     @model_validator(mode="after")
     def _copy_is_kept(self) -> OldSurrogate:
-        given = {"decay", "rate", "start", "every"} & self.model_fields_set
+        given = self.changed("decay", "rate", "start", "every")
         if self.old == "reference" and given:
-            raise ValueError(f"{min(given)} says how a slow copy follows, but old is the reference; set old: ema")
+            raise ValueError(f"{given[0]} says how a slow copy follows, but old is the reference; set old: ema")
         return self
 
     @property

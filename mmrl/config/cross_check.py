@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from mmrl.components import names, resolve
 from mmrl.config.builder import Builder
-from mmrl.config.resolved import ResolvedRL, ResolvedStage
+from mmrl.config.resolved import ResolvedDirect, ResolvedRL, ResolvedStage
 from mmrl.config.schema import Config, PreferenceStage, RLStage
 from mmrl.objective.wants import check_policy
 from mmrl.parity import is_exact
@@ -78,6 +79,8 @@ def check_stage(stage: ResolvedStage, policy: Any, config: Config, build: Builde
         )
     if isinstance(stage, ResolvedRL):
         _check_rl(stage, policy, config, build)
+    if isinstance(stage, ResolvedDirect):
+        _check_direct(stage, policy, config, build)
 
 
 def _trains_something(stage: ResolvedRL, policy: Any, seed: int) -> None:
@@ -109,6 +112,31 @@ def _words(steps: list[int]) -> str:
         else:
             runs.append([step])
     return "steps " + ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _check_direct(stage: ResolvedDirect, policy: Any, config: Config, build: Builder) -> None:
+    section, path = stage.section, ("stages", stage.name)
+    if not hasattr(policy, "drawn_with_gradient"):
+        build.problem(
+            (*path, "kind"),
+            "a direct stage takes the gradient of a picture, and this policy draws none; use an rl stage",
+        )
+        return
+    build.check((*path, "last"), policy.check_gradient, stage.plan, section.last)
+    build.check((*path, "rewards"), RewardSet(stage.rewards).check_trained)
+    for name, (reward, _) in stage.rewards.items():
+        if not reward.differentiable:
+            known = ", ".join(n for n in names("reward") if getattr(resolve("reward", n), "differentiable", False))
+            build.problem(
+                (*path, "rewards", name),
+                f"{section.rewards[name].name} has no gradient, which a direct stage needs; these have one: {known}",
+            )
+    processes = config.run.num_processes or 1
+    if section.batch_size < processes:
+        build.problem(
+            (*path, "batch_size"),
+            f"{section.batch_size} samples per step cannot feed {processes} processes; use {processes}",
+        )
 
 
 def _check_whole_groups(stage: ResolvedRL, processes: int, build: Builder) -> None:

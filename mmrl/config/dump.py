@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from mmrl.config.resolve import Resolved, ResolvedExamples, ResolvedRL
+from mmrl.config.resolved import Resolved, ResolvedDirect, ResolvedDraws, ResolvedExamples, ResolvedRL
 from mmrl.config.schema import Spec
 
 MAY_DIFFER = (
@@ -35,10 +35,11 @@ def dump(resolved: Resolved) -> dict[str, Any]:
         node["train"] = stage.train.model_dump(mode="json")
         if isinstance(stage, ResolvedExamples):
             node["examples"] = _spec(stage.section.examples, stage.examples, resolved)
-        if isinstance(stage, ResolvedRL):
+        if isinstance(stage, ResolvedDraws):
             node["prompts"] = _spec(stage.section.prompts, stage.prompts, resolved)
-            node["rollout"] = stage.plan.model_dump(mode="json")
             node["rewards"] = _rewards(stage.section.rewards, stage.rewards, resolved)
+            node["sampling" if isinstance(stage, ResolvedDirect) else "rollout"] = stage.plan.model_dump(mode="json")
+        if isinstance(stage, ResolvedRL):
             node["objective"] = _objective(stage, resolved)
     if resolved.evaluation is not None and config.evaluation is not None:
         node = tree["evaluation"]

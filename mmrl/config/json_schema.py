@@ -32,7 +32,7 @@ def json_schema() -> dict[str, Any]:
     stages = schema["properties"]["stages"]["additionalProperties"]
     del stages["discriminator"]
     stages["anyOf"] = [*stages.pop("oneOf"), {"type": "null"}]  # a part of a stage may fit both kinds; null removes one
-    for section in ("RLStage", "EvaluationSection"):
+    for section in ("RLStage", "DirectStage", "EvaluationSection"):
         rewards = definitions[section]["properties"]["rewards"]
         rewards["additionalProperties"] = {"anyOf": [rewards["additionalProperties"], {"type": "null"}]}
     return schema

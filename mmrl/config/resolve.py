@@ -12,6 +12,8 @@ from mmrl.config.cross_check import check_stage, default_tolerance
 from mmrl.config.places import BLOCKS, PLACES, places
 from mmrl.config.resolved import (
     Resolved,
+    ResolvedDirect,
+    ResolvedDraws,
     ResolvedEvaluation,
     ResolvedExamples,
     ResolvedPreference,
@@ -19,7 +21,7 @@ from mmrl.config.resolved import (
     ResolvedStage,
     ResolvedSupervised,
 )
-from mmrl.config.schema import Config, PreferenceStage, RLStage, SupervisedStage
+from mmrl.config.schema import Config, DirectStage, PreferenceStage, RLStage, SupervisedStage
 from mmrl.config.source import Path_, Source, read
 from mmrl.config.validate import lines
 from mmrl.errors import ConfigError, UserError
@@ -76,6 +78,11 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
         elif isinstance(section, PreferenceStage):
             examples = build.component("examples", section.examples, (*path, "examples"))
             stages.append(ResolvedPreference(name, section, train, examples))
+        elif isinstance(section, DirectStage):
+            prompts = build.component("prompts", section.prompts, (*path, "prompts"))
+            plan = build.block(sampling_type, section.sampling, (*path, "sampling"))
+            rewards = build.rewards(section.rewards, (*path, "rewards"))
+            stages.append(ResolvedDirect(name, section, train, prompts, plan, rewards))
         else:
             stages.append(_rl(name, section, train, policy, plan_type, build))
     evaluation = None
@@ -88,7 +95,7 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     for stage in stages:
         if policy is not None and stage.complete:
             check_stage(stage, policy, config, build)
-        if isinstance(stage, ResolvedRL) and evaluation is not None:
+        if isinstance(stage, ResolvedDraws) and evaluation is not None:
             for name in sorted(set(stage.rewards) & set(evaluation.rewards)):
                 build.problem(
                     ("evaluation", "rewards", name),
@@ -161,7 +168,7 @@ def _read_data(
         path: Path_ = ("stages", stage.name)
         if isinstance(stage, ResolvedExamples) and stage.examples is not None:
             build.check((*path, "examples"), lambda source: fit(_prompts_of(source.open(0))), stage.examples)
-        elif isinstance(stage, ResolvedRL) and stage.prompts is not None:
+        elif isinstance(stage, ResolvedDraws) and stage.prompts is not None:
             build.check((*path, "prompts"), lambda stage: fit(_sampler(stage)), stage)
     if evaluation is not None and evaluation.prompts is not None:
         build.check(("evaluation", "prompts"), lambda of: fit(_evaluation_prompts(stages, of)), evaluation)
@@ -175,16 +182,18 @@ def _prompts_of(stream: Any) -> Sequence[Prompt]:
 
 def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> list[Prompt]:
     prompts: list[Prompt] = evaluation.prompts.load()
-    trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedRL)]
+    trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedDraws)]
     for rewards in (*trained, evaluation.rewards):
         _targets(prompts, rewards)
     return prompts
 
 
-def _sampler(stage: ResolvedRL) -> list[Prompt]:
+def _sampler(stage: ResolvedDraws) -> list[Prompt]:
     """Read the prompts; raises ValueError when they cannot fill a step or lack the target that a reward compares with."""
     prompts: list[Prompt] = stage.prompts.load()
-    GroupSampler(prompts, stage.section.prompts_per_step, stage.section.group_size)
+    section: Any = stage.section
+    size = section.batch_size if isinstance(stage, ResolvedDirect) else section.prompts_per_step
+    GroupSampler(prompts, size, 1 if isinstance(stage, ResolvedDirect) else section.group_size)
     _targets(prompts, stage.rewards)
     return prompts
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mmrl.config.schema import Config, ExamplesStage, PreferenceStage, RLStage, StageSection, SupervisedStage
+from mmrl.config.schema import (
+    Config,
+    DirectStage,
+    DrawsStage,
+    ExamplesStage,
+    PreferenceStage,
+    RLStage,
+    StageSection,
+    SupervisedStage,
+)
 from mmrl.config.source import Source
 from mmrl.objective.objective import Objective
 
@@ -43,18 +52,30 @@ class ResolvedPreference(ResolvedExamples):
 
 
 @dataclass
-class ResolvedRL(ResolvedStage):
-    section: RLStage
+class ResolvedDraws(ResolvedStage):
+    """A stage with samples of its own; `plan` says how they are drawn."""
+
+    section: DrawsStage
     prompts: Any
     plan: BaseModel
     rewards: dict[str, tuple[Any, float]]
-    objective: Objective
-    parity_tolerance: float
-    """The one in force: the config's, or `default_tolerance`."""
 
     @property
     def complete(self) -> bool:
         return super().complete and all(reward is not None for reward, _ in self.rewards.values())
+
+
+@dataclass
+class ResolvedDirect(ResolvedDraws):
+    section: DirectStage
+
+
+@dataclass
+class ResolvedRL(ResolvedDraws):
+    section: RLStage
+    objective: Objective
+    parity_tolerance: float
+    """The one in force: the config's, or `default_tolerance`."""
 
 
 @dataclass

@@ -147,6 +147,28 @@ class PreferenceStage(ExamplesStage):
         return self
 
 
+class DrawsStage(StageSection):
+    """A stage that learns from what rewards say about its own samples."""
+
+    prompts: Spec
+    rewards: dict[str, RewardSpec] = Field(min_length=1)
+
+
+class DirectStage(DrawsStage):
+    """Rewards with a gradient: it goes through the picture into the last steps that drew it, without noise."""
+
+    kind: Literal["direct"]
+    batch_size: PositiveInt
+    """Samples of one optimizer step, each of a prompt of its own."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    method: Literal["draft", "refl"] = "draft"
+    """`draft`: the last steps have a gradient (DRaFT-K); `refl`: a random one of them, whose clean prediction is scored (ReFL)."""
+    last: PositiveInt = 1
+    """How many steps from the end these are."""
+    penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the squared distance of these steps' predictions from those of the model as the stage finds it."""
+
+
 class StepsSection(Section):
     select: Spec = Spec(name="all")
     weight: Spec = Spec(name="uniform")
@@ -199,9 +221,8 @@ class CurriculumSection(Section):
     refill: RefillSection | None = None
 
 
-class RLStage(StageSection):
+class RLStage(DrawsStage):
     kind: Literal["rl"]
-    prompts: Spec
     prompts_per_step: PositiveInt
     group_size: PositiveInt
     updates_per_rollout: PositiveInt = 1
@@ -209,7 +230,6 @@ class RLStage(StageSection):
     epochs: PositiveInt = 1
     """Passes over one rollout."""
     rollout: dict[str, Any] = Field(default_factory=dict)
-    rewards: dict[str, RewardSpec] = Field(min_length=1)
     failures: FailureSection = FailureSection()
     objective: ObjectiveSection
     curriculum: CurriculumSection = CurriculumSection()
@@ -230,7 +250,7 @@ def _stage_name(name: str) -> str:
 
 
 StageName = Annotated[str, AfterValidator(_stage_name)]
-Stage = Annotated[SupervisedStage | PreferenceStage | RLStage, Field(discriminator="kind")]
+Stage = Annotated[SupervisedStage | PreferenceStage | DirectStage | RLStage, Field(discriminator="kind")]
 
 
 class Config(Section):

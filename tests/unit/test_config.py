@@ -177,7 +177,7 @@ TOLD = [
     ("abc", "stages.rl.objective.surrogate.low: got 'abc'; input should be a valid number"),
     ("k9", "stages.rl.objective.terms.0.estimator: got 'k9'"),
     ("betas", "stages.rl.optimizer.betas.1: is required and missing"),
-    ("supervisd", "stages.sft.kind: got 'supervisd'; expected one of preference, rl, supervised; did you mean 'supervised'?"),
+    ("supervisd", "stages.sft.kind: got 'supervisd'; expected one of direct, preference, rl, supervised; did you mean 'supervised'?"),
     ("nothing", "stages.sft.examples: no file "),
     ("mixture: []", "evaluation.prompts.mixture: the mixture is empty"),
     ("tempr", "evaluation.sampling.temprature: unknown key 'temprature'; did you mean 'temperature'?"),

@@ -104,6 +104,11 @@ class Objective:
             )
 
     @property
+    def reads_tree(self) -> bool:
+        """`Scored.node` must be there."""
+        return self.advantage.reads_tree or self.selection.reads_tree
+
+    @property
     def needs_log_prob(self) -> bool:
         """The loss reads log-probs, so the rollout must have a density."""
         return self.surrogate.needs_log_prob

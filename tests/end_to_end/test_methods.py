@@ -27,6 +27,7 @@ def test_method_trains_two_steps(name: str, tmp_path: Path) -> None:
         *small,
         "stages.rl.rewards={jpeg: {name: jpeg_compressibility}}",
     )
-    steps = [line for line in metrics(tmp_path / "run") if "ratio" in line]
+    steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "rl" and "grad_norm" in line]
     assert len(steps) == 2 and all(line["grad_norm"] > 0 and line["failed"] == 0 for line in steps)
-    assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-2)
+    if "ratio" in steps[0]:  # losses on finished samples have none
+        assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-2)

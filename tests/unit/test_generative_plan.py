@@ -69,7 +69,11 @@ def test_what_is_written_out_with_every_default_is_read_again(given: dict[str, A
 
 def objective(needs_log_prob: bool = True, norm: str | None = None, view: str = "original") -> Any:
     terms = (SimpleNamespace(norm=norm),) if norm else ()
-    return SimpleNamespace(needs_log_prob=needs_log_prob, needs=((view, "reference"),) if norm else (), terms=terms, forward=None)
+    needs = ((view, "reference"),) if norm else ()
+    surrogate = SimpleNamespace(reads_transition=False)
+    return SimpleNamespace(
+        needs_log_prob=needs_log_prob, needs=needs, terms=terms, forward=None, reads_tree=False, surrogate=surrogate
+    )
 
 
 def test_a_plan_without_a_density_cannot_feed_a_loss_that_reads_log_probs() -> None:

@@ -92,5 +92,6 @@ class ForwardPolicy(DenoisingPolicy):
         v = self.velocity(output, x, level)
         level = level.to(x.device)
         log_prob = -weighted(rows_mean((v - target) ** 2), level, forward.weight)
-        dist = Noised(v, target, x, clean, level, payload.group[chunk.rows].to(x.device))
+        unit = payload.group[chunk.rows] * forward.times + steps
+        dist = Noised(v, target, x, clean, level, unit.to(x.device))
         return StepOutput(log_prob[:, None], dist=dist)

@@ -24,7 +24,8 @@ from mmrl.seeding import derive_seed
 @dataclass
 class Noised:
     """What a loss on finished samples reads of n rows, float32: `output` is the predicted velocity `(n, ...)`, with gradient
-    where it has one; `target` u, `x` x_t and `clean` x0 `(n, ...)`; `level` t and `group` `(n,)`."""
+    where it has one; `target` u, `x` x_t and `clean` x0 `(n, ...)`; `level` t `(n,)`; rows of one `group (n,)` int64 are samples of one group at
+    one step."""
 
     output: Tensor
     target: Tensor

@@ -110,6 +110,14 @@ def slice_of(count: int, rank: int, world: int) -> slice:
     return slice(rank * count // world, (rank + 1) * count // world)
 
 
+def slice_of_groups(group: Sequence[int], rank: int, world: int) -> slice:
+    """As `slice_of`, without cutting a group; `group (N,)` names the group of each row, the rows of one being together."""
+    starts = [row for row, one in enumerate(group) if row == 0 or one != group[row - 1]]
+    part = slice_of(len(starts), rank, world)
+    ends = [*starts, len(group)]
+    return slice(ends[part.start], ends[part.stop])
+
+
 def _refuse_wrong_count(world: int, expected: int | None) -> None:
     asked = [
         (expected, "run.num_processes"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrl.advantage.types import Scored
 from mmrl.animation import preview
-from mmrl.distributed import Group, slice_of
+from mmrl.distributed import Group, slice_of, slice_of_groups
 from mmrl.objective.objective import Objective
 from mmrl.policy import Policy
 from mmrl.reward import RewardSet
@@ -91,9 +91,9 @@ def evaluate(
     through the policy's blind view ("exact/blind", "exact/kind=count/blind"). With an `objective`, what its shapings want
     to know of held-out samples is measured too ("measured/rac").
     """
-    mine = draws[slice_of(len(draws), group.rank, group.world)]
+    mine = draws[_slice(draws, rewards, group)]
     samples = _generate(policy, plan, mine, batch_size)
-    scores = rewards.score(samples)
+    scores = rewards.score(samples, [draw.group for draw in mine])
     shown = _pictures(mine, samples, scores.values, rewards.names, pictures)
     parts = group.gather((scores.values, scores.status, shown, scores.messages[:MESSAGES]))
     table = _joined([(part[0], part[1]) for part in parts])
@@ -110,11 +110,19 @@ def evaluate(
             found = summarise(rewards.names, table[0][seeing], table[1][seeing])
             metrics |= {f"{name}/media": value for name, value in found.items() if name in rewards.names}
         asked = [draw for draw in draws if draw.prompt.media]
-        own = asked[slice_of(len(asked), group.rank, group.world)]
-        scores = rewards.score(_generate(policy, plan, own, batch_size, policy.blind_view))
+        own = asked[_slice(asked, rewards, group)]
+        seen = _generate(policy, plan, own, batch_size, policy.blind_view)
+        scores = rewards.score(seen, [draw.group for draw in own])
         table = _joined(group.gather((scores.values, scores.status)))
         metrics |= _means(rewards.names, table, [draw.prompt for draw in asked], by, "/blind")
     return Evaluation(metrics, every, failed, messages)
+
+
+def _slice(draws: Sequence[Draw], rewards: RewardSet, group: Group) -> slice:
+    """This rank's part of the draws: whole groups where a reward compares inside them."""
+    if rewards.reads_groups:
+        return slice_of_groups([draw.group for draw in draws], group.rank, group.world)
+    return slice_of(len(draws), group.rank, group.world)
 
 
 def chance(prompts: Sequence[Prompt], rewards: RewardSet, group: Group, by: By = ()) -> dict[str, float]:

@@ -60,7 +60,8 @@ class Reward(Component):
     """Smallest and largest possible score; None is unbounded. A score outside is a failure."""
     higher_is_better: ClassVar[bool] = True
     scope: ClassVar[Scope] = "pointwise"
-    """What one score depends on: a sample, its whole group, or pairs. Only pointwise rewards are executed so far."""
+    """What one score depends on: a sample, its whole group (`score` then sees one group at a time, whole), or pairs of it (see
+    `PairwiseReward` in `mmrl.pairwise`, which is given whole groups as well)."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """A sample that lacks one of these is skipped and never reaches `score`."""
     deterministic: ClassVar[bool] = True
@@ -116,9 +117,7 @@ class RewardSet:
         self.names = tuple(rewards)
         self.rewards = tuple(reward for reward, _ in rewards.values())
         self.weights = tuple(0.0 if name in held_out else float(weight) for name, (_, weight) in rewards.items())
-        for name, reward, weight in zip(self.names, self.rewards, self.weights, strict=True):
-            if reward.scope != "pointwise":
-                raise UserError(f"reward '{name}' is {reward.scope}; only pointwise rewards can be scored so far")
+        for name, weight in zip(self.names, self.weights, strict=True):
             if not math.isfinite(weight):
                 raise UserError(f"reward '{name}' has weight {weight}; expected a finite number")
         for name in held_out:
@@ -141,16 +140,25 @@ class RewardSet:
         for reward in self.rewards:
             reward.setup(device)
 
-    def score(self, samples: Sequence[Sample]) -> Scores:
-        """Every reward on every sample; what a reward raises becomes a failure (not KeyboardInterrupt, SystemExit)."""
+    @property
+    def reads_groups(self) -> bool:
+        """Some reward compares the samples of a group, so that a process must hold whole groups."""
+        return any(reward.scope != "pointwise" for reward in self.rewards)
+
+    def score(self, samples: Sequence[Sample], group: Sequence[int] | None = None) -> Scores:
+        """Every reward on every sample; what a reward raises becomes a failure (not KeyboardInterrupt, SystemExit).
+
+        `group (N,)` says which samples are compared with each other. Raises UserError where a reward needs it and it is missing.
+        """
+        if self.reads_groups and group is None:
+            raise UserError("a reward compares the samples of a group, and nothing says what the groups are")
         values = np.full((len(samples), len(self.rewards)), np.nan)
         status = np.full(values.shape, SKIPPED, dtype=np.int64)
         messages: list[str] = []
         where = _places(samples)
         for column, (name, reward) in enumerate(zip(self.names, self.rewards, strict=True)):
             rows = [row for row, sample in enumerate(samples) if not lacking(reward, sample)]
-            outcomes = _score(name, reward, [samples[row] for row in rows], [where[row] for row in rows])
-            for row, outcome in zip(rows, outcomes, strict=True):
+            for row, outcome in _outcomes(name, reward, samples, rows, where, group):
                 if isinstance(outcome, str):
                     status[row, column] = FAILED
                     messages.append(outcome)
@@ -208,6 +216,27 @@ def lacking(reward: Reward, sample: Sample) -> list[Need]:
     return [need for need in reward.needs if not has[need]]
 
 
+def _outcomes(
+    name: str,
+    reward: Reward,
+    samples: Sequence[Sample],
+    rows: list[int],
+    where: Sequence[str],
+    group: Sequence[int] | None,
+) -> list[tuple[int, float | str | None]]:
+    """The rows and what `_score` says of them: all at once, or one group after another."""
+    parts = [rows]
+    if reward.scope != "pointwise":
+        assert group is not None
+        keys = dict.fromkeys(int(group[row]) for row in rows)
+        parts = [[row for row in rows if int(group[row]) == key] for key in keys]
+    found: list[tuple[int, float | str | None]] = []
+    for part in parts:
+        own, places = [samples[row] for row in part], [where[row] for row in part]
+        found += zip(part, _score(name, reward, own, places), strict=True)
+    return sorted(found, key=lambda pair: pair[0])
+
+
 def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -> list[float | str | None]:
     """Per sample a finite number, None (skipped) or the line that says why it failed."""
     if not samples:
@@ -216,6 +245,9 @@ def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -
     try:
         raw = _listed(reward.score(samples))
     except Exception as error:
+        if reward.scope != "pointwise":  # one by one there is nothing to compare
+            line = f"{said} raised {_one_line(type(error).__name__, error)}"
+            return [f"{line}{place}{_line_of(error)}" for place in where]
         if len(samples) == 1:
             return [f"{said} raised {_one_line(type(error).__name__, error)}{where[0]}{_line_of(error)}"]
         return [_score(name, reward, [sample], [place])[0] for sample, place in zip(samples, where, strict=True)]

@@ -22,7 +22,7 @@ from mmrl.advantage.types import Scored
 from mmrl.config.resolve import ResolvedRL, ResolvedSupervised
 from mmrl.curriculum.refill import admitted, useful
 from mmrl.curriculum.rounds import Round, Table
-from mmrl.distributed import Group, slice_of
+from mmrl.distributed import Group, slice_of, slice_of_groups
 from mmrl.engine import UNCORRECTED, compare, correct, publish
 from mmrl.errors import RunError
 from mmrl.evaluate import summarise
@@ -100,6 +100,11 @@ class RLWork:
         self.sampler = GroupSampler(prompts, section.prompts_per_step, section.group_size, seed, stage.name)
         self.draws = iter(self.sampler)
         self.rewards = RewardSet(stage.rewards)
+        if self.rewards.reads_groups and section.prompts_per_step < group.world:
+            raise RunError(
+                f"stage {stage.name}: a reward compares the samples of a group, so every process needs a whole one, but there are "
+                f"{section.prompts_per_step} per step and {group.world} processes; raise prompts_per_step"
+            )
         self.budget = FailureBudget(section.failures.share, section.failures.window)
         self.objective = stage.objective
         self.drawn_steps = policy.plan_steps(stage.plan)
@@ -197,7 +202,10 @@ class RLWork:
     def _draw(self, steps: Tensor, step: int, start: int, meter: Meter) -> Round:
         section, objective = self.stage.section, self.objective
         draws = objective.branched(next(self.draws), step / section.steps)
-        mine = slice_of(len(draws), self.group.rank, self.group.world)
+        if self.rewards.reads_groups:
+            mine = slice_of_groups([draw.group for draw in draws], self.group.rank, self.group.world)
+        else:
+            mine = slice_of(len(draws), self.group.rank, self.group.world)
         with meter.time("rollout"):
             rollout = self._rollout(draws[mine], steps)
         for name, value in rollout.stats.items():
@@ -221,7 +229,7 @@ class RLWork:
     def _score(self, part: Round, first_group: int, meter: Meter) -> Table:
         """Rewards and other numbers of the round's samples, gathered from all ranks."""
         with meter.time("reward"):
-            scores = self.rewards.score(part.rollout.samples)
+            scores = self.rewards.score(part.rollout.samples, part.rollout.group.tolist())
         for name, words in graded(part.rollout.samples).items():
             meter.metrics({f"reward/{name}/how={word}": ("sum", float(number)) for word, number in words.items()})
         extra = {name: value for name, value in part.measured.items() if not is_per_step(name)}

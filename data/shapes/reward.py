@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from mmrl.data.shapes.captions import Target, parse, write
 from mmrl.data.shapes.verifier import TOLERANCE, Found, dense, detect_batch, exact, palette_distance, strict_batch
 from mmrl.data.shapes.world import CANVAS
+from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Need, Reward, rgb
 from mmrl.rollout import Sample
 
@@ -63,6 +64,21 @@ class ShapeReward(WorldReward):
         judge: Any = dense if self.mode == "dense" else exact
         found = found_in(images.tobytes(), self.tolerance)
         return [float(judge(f, target)) for f, target in zip(found, targets, strict=True)]
+
+
+class ShapePairs(PairwiseReward):
+    """Win rate of a picture among those of its group: the one that the dense verifier credits with more is the better, and within `margin`
+    it is a tie. For trying out pairwise rewards without a judge."""
+
+    needs = ("image", "target")
+    licence = "Apache-2.0"
+    margin: float = Field(default=0.02, ge=0)
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        judge = ShapeReward(mode="dense")
+        first, second = (judge.score([pair[k] for pair in pairs]) for k in (0, 1))
+        differences = np.subtract(np.array(first, dtype=float), np.array(second, dtype=float))
+        return [0.5 if abs(d) <= self.margin else float(d > 0) for d in differences]
 
 
 @functools.lru_cache(maxsize=2)

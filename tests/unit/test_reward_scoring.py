@@ -201,11 +201,6 @@ def test_sets_that_cannot_mean_anything_are_refused() -> None:
     class Lower(Given):
         higher_is_better = False
 
-    class Pairwise(Given):
-        scope = "pairwise"
-
-    with pytest.raises(UserError, match="only pointwise"):
-        RewardSet({"x": (Pairwise(), 1.0)})
     with pytest.raises(UserError, match="weight nan"):
         RewardSet({"x": (Given(), NAN)})
     with pytest.raises(UserError, match="held-out reward 'y'"):

@@ -1,0 +1,153 @@
+"""Rewards that compare two samples at a time: the reward of a sample is its win rate in its group (Pref-GRPO).
+
+An author writes `compare`; which pairs are compared, in which order, ties, failures, budget and cache are written here once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+
+from mmrl.reward import Failed, Graded, Reward, Scope
+from mmrl.rollout import Sample
+from mmrl.seeding import permutation
+
+Verdict = float | Failed | None
+"""How likely the first sample is the better one: 1, 0, or 0.5 for a tie; None or Failed: no verdict."""
+
+
+class PairwiseReward(Reward):
+    """The share of its comparisons that a sample wins, ties counting a half.
+
+    A pair without a verdict is left out (with `unreadable: half` it is a tie, as in the original Pref-GRPO); a sample without any verdict
+    has failed. Source: Pref-GRPO (arXiv 2508.20751).
+    """
+
+    scope: ClassVar[Scope] = "pairwise"
+    range = (0.0, 1.0)
+
+    orders: Literal["both", "one"] = "both"
+    """Compare every pair in both orders and average, so that a liking for the first or the second place cancels; `one`: the earlier
+    sample first, half the comparisons."""
+    max_pairs: int | None = Field(default=None, ge=1)
+    """Most pairs of a group; default: all. Every sample then appears equally often, and every two are linked through others."""
+    unreadable: Literal["drop", "half"] = "drop"
+    cache: str | None = None
+    """Folder in which verdicts are kept between runs; in memory they always are."""
+
+    _kept: dict[str, float] = PrivateAttr(default_factory=dict)
+
+    @abstractmethod
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[Verdict]:
+        """One verdict per pair, in order, on what is shown first and second. Whatever is raised fails the whole group."""
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        """Win rates of the samples of one group. Raises ValueError for one sample, and for a budget that cannot link a group."""
+        if len(samples) < 2:
+            raise ValueError("a win rate needs two samples or more")
+        chosen = pairs_of(len(samples), self.max_pairs, samples[0].prompt.id)
+        shown = [(i, j) for i, j in chosen] + ([(j, i) for i, j in chosen] if self.orders == "both" else [])
+        verdicts = dict(zip(shown, self._verdicts([(samples[i], samples[j]) for i, j in shown]), strict=True))
+        wins, games = np.zeros(len(samples)), np.zeros(len(samples))
+        reasons: dict[int, str] = {}
+        for i, j in chosen:
+            found = [verdicts[i, j]]
+            if self.orders == "both":
+                other = verdicts[j, i]
+                found.append(1 - other if isinstance(other, float) else other)
+            own = [one for one in found if isinstance(one, float)]
+            if not own:
+                why = next((one.reason for one in found if isinstance(one, Failed)), "no verdict")
+                reasons |= {i: why, j: why}
+                if self.unreadable == "drop":
+                    continue
+                own = [0.5]
+            share = float(np.mean(own))
+            wins[[i, j]] += share, 1 - share
+            games[[i, j]] += 1
+        complete = games.max(initial=0)
+        return [
+            Failed(f"none of its comparisons has a verdict ({reasons.get(row, 'no verdict')})")
+            if not games[row]
+            else Graded(wins[row] / games[row], "compared" if games[row] == complete else "partly compared")
+            for row in range(len(samples))
+        ]
+
+    def _verdicts(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        """Kept verdicts, and `compare` for the others."""
+        keys = [self._key(first, second) for first, second in pairs]
+        found: list[Verdict] = [self._known(key) for key in keys]
+        missing = [at for at, value in enumerate(found) if value is None]
+        fresh = list(self.compare([pairs[at] for at in missing])) if missing else []
+        if len(fresh) != len(missing):
+            raise ValueError(f"{len(fresh)} verdicts for {len(missing)} pairs")
+        for at, value in zip(missing, fresh, strict=True):
+            found[at] = checked(value)
+            self._keep(keys[at], found[at])
+        return found
+
+    def _key(self, first: Sample, second: Sample) -> str:
+        """Who judges, by which options, what, in which order."""
+        kind = type(self)
+        who = f"{kind.__module__}.{kind.__qualname__}/{self.revision}/{self.model_dump_json(exclude={'cache', 'max_pairs'})}"
+        digest = hashlib.sha256(who.encode())
+        for sample in (first, second):
+            digest.update(contents(sample))
+        return digest.hexdigest()
+
+    def _known(self, key: str) -> float | None:
+        if key not in self._kept and self.cache is not None and self._file(key).is_file():
+            self._kept[key] = float(json.loads(self._file(key).read_text(encoding="utf-8")))
+        return self._kept.get(key)
+
+    def _keep(self, key: str, value: Verdict) -> None:
+        if not isinstance(value, float):
+            return
+        self._kept[key] = value
+        if self.cache is not None:
+            self._file(key).parent.mkdir(parents=True, exist_ok=True)
+            self._file(key).write_text(json.dumps(value), encoding="utf-8")
+
+    def _file(self, key: str) -> Path:
+        return Path(str(self.cache)) / key[:2] / f"{key}.json"
+
+
+def checked(value: Any) -> Verdict:
+    """A verdict as it may be: a number from 0 to 1, `Failed` or None. Raises ValueError for anything else."""
+    if value is None or isinstance(value, Failed):
+        return value
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"a verdict is a number from 0 to 1, got {number:g}")
+    return number
+
+
+def contents(sample: Sample) -> bytes:
+    """A digest of everything that a judge sees of a sample."""
+    digest = hashlib.sha256(json.dumps([sample.prompt.text, sample.text]).encode())
+    for item in (*sample.prompt.media, *sample.images, *(() if sample.video is None else (sample.video,))):
+        whole = np.ascontiguousarray(item) if isinstance(item, np.ndarray) else None
+        digest.update(str(item).encode() if whole is None else str(whole.shape).encode() + whole.tobytes())
+    return digest.digest()
+
+
+def pairs_of(count: int, most: int | None, seed: int | str) -> list[tuple[int, int]]:
+    """Pairs (i < j) of `count` samples: all, or of a random ring every sample with its next k on either side, k as large as `most` allows.
+
+    So every sample has 2k opponents and no part of a group stands alone. Raises ValueError for fewer pairs than samples.
+    """
+    if most is None or most >= count * (count - 1) // 2:
+        return [(i, j) for i in range(count) for j in range(i + 1, count)]
+    reach = most // count
+    if reach < 1:
+        raise ValueError(f"max_pairs {most} cannot link a group of {count}; use {count} or more")
+    ring = permutation(count, "pairs", seed).tolist()
+    found = {tuple(sorted((ring[k], ring[(k + d) % count]))) for k in range(count) for d in range(1, reach + 1)}
+    return sorted(found)

@@ -1,0 +1,85 @@
+"""Pairwise judges behind an endpoint: who of two candidates is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import PrivateAttr
+
+from mmrl.pairwise import PairwiseReward, Verdict
+from mmrl.reward import Failed
+from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
+from mmrl.rewards.judge.question import pair
+from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, winner
+from mmrl.rollout import Sample
+
+SHARE = {1: 1.0, 2: 0.0, 0: 0.5}
+SCHEMA = {
+    "type": "object",
+    "properties": {"reason": {"type": "string"}, "winner": {"type": "string", "enum": ["1", "2", "tie"]}},
+    "required": ["reason", "winner"],
+    "additionalProperties": False,
+}
+
+
+class PairJudge(PairwiseReward):
+    """Win rate by a vision-language judge that sees two candidates at a time.
+
+    `form`: `schema` asks for JSON with the winner; `think` reads `<answer>Image 1 is better</answer>` (UnifiedReward-Think), `flex` its JSON
+    with a winner per category (UnifiedReward-Flex), of which `category_weight` says how much the categories count beside the overall winner.
+    The published prompts of those checkpoints go into `task`.
+    """
+
+    deterministic = False
+    endpoint: Endpoint
+    task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
+    form: Literal["schema", "think", "flex"] = "schema"
+    category_weight: float = 0.5
+
+    _chat: Any = PrivateAttr(default=None)
+
+    def setup(self, device: torch.device) -> None:
+        """Open the connection. Raises UserError for an endpoint that may not be asked."""
+        self._chat = Chat(self.endpoint)
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        """One verdict per pair; an answer that cannot be read is asked for once more."""
+        options: dict[str, Any] = {"schema": SCHEMA} if self.form == "schema" else {}
+        questions = [pair(first, second, self._task, self.endpoint) for first, second in pairs]
+        found = [self._read(reply) for reply in self._chat.ask_all(questions, **options)]
+        again = [at for at, value in enumerate(found) if value is None]
+        for at, reply in zip(
+            again, self._chat.ask_all([self._chat.forget(questions[k]) for k in again], **options), strict=True
+        ):
+            found[at] = self._read(reply)
+        return found
+
+    @property
+    def _task(self) -> str:
+        if self.form != "schema":
+            return self.task
+        return f'{self.task} Answer with JSON: {{"reason": "...", "winner": "1", "2" or "tie"}}.'
+
+    def _read(self, reply: Reply | JudgeError) -> Verdict:
+        if isinstance(reply, JudgeError):
+            return Failed(str(reply))
+        if self.form == "think":
+            who = answered_winner(reply.text)
+            return None if who is None else SHARE[who]
+        if self.form == "flex":
+            return self._flex(reply.text)
+        named = str((json_object(reply.text) or {}).get("winner", ""))
+        who = {"1": 1, "2": 2, "tie": 0}.get(named, winner(named))
+        return None if who is None else SHARE[who]
+
+    def _flex(self, text: str) -> Verdict:
+        found = flex(text)
+        if found is None:
+            return None
+        overall, categories = found
+        if not categories:
+            return SHARE[overall]
+        own = sum(SHARE[who] for who in categories.values()) / len(categories)
+        return (1 - self.category_weight) * SHARE[overall] + self.category_weight * own

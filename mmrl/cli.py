@@ -19,6 +19,8 @@ from mmrl.launch import report_error
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config.")
 app.add_typer(data_app, name="data")
+reward_app = typer.Typer(no_args_is_help=True, help="Try out rewards.")
+app.add_typer(reward_app, name="reward")
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the config's.")
@@ -169,12 +171,33 @@ def export(
     print(write_export(run, to, out or run / "export" / to))
 
 
+@reward_app.command("test")
+def reward_test(
+    reward: Annotated[str, typer.Argument(metavar="REWARD", help="A name, package.module:Class or file.py:Class.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the reward.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side of the test pictures in pixels.")] = 64,
+    target: Annotated[str | None, typer.Option(help="Target of the prompts (YAML).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text of the prompts.")] = None,
+) -> None:
+    """Does a reward keep its promises? One line per check; exit code 1 when one does not hold."""
+    from mmrl.config.source import values_of
+    from mmrl.conformance import run
+
+    given = values_of(list(options or []))
+    wanted = None if target is None else values_of([f"target={target}"])["target"]
+    if not run(reward, given, size, wanted, Console(), prompt):
+        raise typer.Exit(1)
+
+
 @app.command("serve-rewards")
 def serve_rewards(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Serve the rewards of CONFIG over HTTP (JSON; on this machine alone unless a token is set) until interrupted."""
-    from mmrl.rewards.remote.serve import serve
+    import importlib
 
-    serve(config, list(overrides or []))
+    serving = importlib.import_module("mmrl.rewards.remote.serve")  # by name: the core imports no reward
+    serving.serve(config, list(overrides or []))
 
 
 @app.command()

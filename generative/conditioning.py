@@ -51,6 +51,8 @@ class Ask(NamedTuple):
     text: str
     media: tuple[Picture, ...] = ()
     size: Size | None = None
+    bare: bool = False
+    """The text stands for none (it is what guidance compares with), so no instruction that a model has around its prompts."""
 
 
 @dataclass
@@ -133,12 +135,9 @@ class ConditioningCache:
 
     def _file(self, ask: Ask) -> Path:
         assert self.folder is not None
-        name = hashlib.sha256(
-            "\0".join(
-                (self.identity, ask.text, str(tuple(ask.size or ())), *(one.digest for one in ask.media))
-            ).encode()
-        ).hexdigest()[:40]
-        return self.folder / f"{name}.safetensors"
+        digests = (one.digest for one in ask.media)
+        contents = (self.identity, ask.text, str(tuple(ask.size or ())), str(ask.bare), *digests)
+        return self.folder / f"{hashlib.sha256(chr(0).join(contents).encode()).hexdigest()[:40]}.safetensors"
 
     def _keep(self, ask: Ask, tensors: Tensors) -> None:
         self.kept[ask] = tensors

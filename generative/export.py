@@ -80,7 +80,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         load = load.replace("PATH", "this folder")
     arguments: dict[str, Any] = {
         "num_inference_steps": plan.num_steps,
-        "guidance_scale": float(plan.guidance_scale),
+        **adapter.call_guidance(plan),
         "height": size.height,
         "width": size.width,
         **({"num_frames": size.frames} if adapter.makes == "video" else {}),
@@ -100,7 +100,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
         arguments="\n".join(f"    {name}={value!r}," for name, value in arguments.items()),
         given='prompt="a prompt",' if adapter.media_role is None else 'prompt="a prompt", image=picture,',
         makes=adapter.makes,
-        output="images" if adapter.makes == "image" else "frames",
+        output=adapter.call_output,
         shape=(1, *adapter.latent_shape(size)),
         dtype=adapter.noise_dtype,
         notes=notes,

@@ -363,7 +363,7 @@ class DenoisingPolicy(Component):
         """What the network is told about the rows of a chunk, with the guidance of `plan`."""
         asks = [payload.asks[i] for i in chunk.rows.tolist()]
         if view == "blank":
-            asks = [ask._replace(text="") for ask in asks]
+            asks = [ask._replace(text="", bare=True) for ask in asks]
         needed = self.needed(asks, plan)
         conditioning = payload.conditioning
         if conditioning is None or not set(needed) <= set(conditioning.index):
@@ -400,12 +400,13 @@ class DenoisingPolicy(Component):
 
     def ask(self, prompt: Prompt, plan: Any, view: str = "original") -> Ask:
         """What the network is asked for a prompt seen through `view`. Raises UserError for media that are no pictures."""
-        text = "" if view == "blank" else prompt.text
+        bare = view == "blank"
+        text = "" if bare else prompt.text
         if self.media_role is None:
-            return Ask(text)
+            return Ask(text, bare=bare)
         if not prompt.media:
             raise UserError(f"prompt '{prompt.id}' has no picture, but this model needs one ({self.media_role})")
-        return Ask(text, tuple(Picture.of(item) for item in prompt.media), self.adapter.size(plan))
+        return Ask(text, tuple(Picture.of(item) for item in prompt.media), self.adapter.size(plan), bare)
 
     def asks(self, examples: Sequence[Sample], views: Sequence[str]) -> list[Ask]:
         """What supervised examples ask for; the size is that of the example."""
@@ -431,7 +432,7 @@ class DenoisingPolicy(Component):
 
     @staticmethod
     def _negatives(asks: Sequence[Ask], plan: Any) -> list[Ask]:
-        return [ask._replace(text=plan.negative_prompt) for ask in asks]
+        return [ask._replace(text=plan.negative_prompt, bare=True) for ask in asks]
 
     def conditioned(self, asks: Sequence[Ask]) -> Conditioning:
         """From the cache while the encoders are frozen, else fresh and with gradient."""

@@ -128,8 +128,7 @@ class Adapter:
         height, width = self.default_sides
         found = Size(plan.height or height, plan.width or width, plan.num_frames or self.default_frames)
         if not self.fits(found):
-            unit, most = self.size_unit, self.size_limit or max(found[:2]) + self.size_unit
-            near = tuple(min(max(unit, round(side / unit) * unit), most) for side in found[:2])
+            near = self.nearest(found)
             raise UserError(f"height and width must be {self.valid_sizes()}, got {tuple(found[:2])}; nearest: {near}")
         if self.makes == "image" and found.frames != 1:
             raise UserError(f"this model draws pictures, so num_frames is 1, got {found.frames}")
@@ -144,6 +143,12 @@ class Adapter:
 
     def fits(self, size: Sequence[int]) -> bool:
         return all(side % self.size_unit == 0 and side <= (self.size_limit or side) for side in size[:2])
+
+    def nearest(self, size: Size) -> tuple[int, int]:
+        """Height and width that fit, near those of `size`, which do not."""
+        unit = self.size_unit
+        height, width = (min(max(unit, round(side / unit) * unit), self.size_limit or side + unit) for side in size[:2])
+        return height, width
 
     def valid_sizes(self) -> str:
         most = f" up to {self.size_limit}" if self.size_limit else ""
@@ -233,6 +238,17 @@ class Adapter:
         """The guided output of two passes, all `(B, ...)`."""
         return negative + scale * (positive - negative)
 
+    def call_guidance(self, plan: Any) -> dict[str, Any]:
+        """How the plain pipeline call is told the guidance of a plan."""
+        told = {"guidance_scale": float(plan.guidance_scale)}
+        guides = plan.guidance_scale > 1 and not self.distilled
+        return told | ({"negative_prompt": plan.negative_prompt} if guides and plan.negative_prompt else {})
+
+    @property
+    def call_output(self) -> str:
+        """Where what the plain pipeline call returns has its pictures or videos."""
+        return "images" if self.makes == "image" else "frames"
+
     def call_options(self) -> dict[str, Any]:
         """Arguments of the plain pipeline call that are facts of this adapter (they go into the export's README)."""
         return {}
@@ -274,7 +290,11 @@ class Adapter:
         if len(sizes[0]) == 3:
             self._check_frames(sizes[0][0])
         pixels = torch.from_numpy(np.stack(images)).to(self.device).movedim(-1, 1).float() / 127.5 - 1
-        return self.from_vae(self.vae.encode(pixels).latent_dist.mode())
+        return self.from_vae(self.encode_pixels(pixels))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """What the VAE makes of pictures or videos `(B, 3, ...)` in [-1, 1], before `from_vae`."""
+        return self.vae.encode(pixels).latent_dist.mode()
 
     def save(self, folder: Path) -> None:
         """Write the pipeline for `from_pretrained` (safetensors)."""
@@ -282,8 +302,16 @@ class Adapter:
             self.pipe.save_pretrained(folder, safe_serialization=True)
 
     def cast(self, value: Tensor) -> Tensor:
-        """To the dtype that the network's weights have now (float32 while it is trained in full)."""
-        return value.to(next(self.network.parameters()).dtype)
+        """To the dtype that the network's weights have now (float32 while it is trained in full), beside those that it keeps
+        in float32."""
+        return value.to(self.network.dtype)
+
+
+def channel_statistics(vae: Any, dims: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of a VAE that says them per channel, float32 `(1, C, 1, ...)` of `dims` dimensions."""
+    values = (torch.tensor(v, device=vae.device) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (value.float().reshape(1, -1, *(1,) * (dims - 2)) for value in values)
+    return mean, std
 
 
 def _ready(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmrl.errors import UserError
 from mmrl.generative.conditioning import Ask, Tensors
-from mmrl.generative.families.base import Adapter
+from mmrl.generative.families.base import Adapter, channel_statistics
 from mmrl.generative.families.loaded import Loaded
 from mmrl.generative.flow import FlowPolicy
 from mmrl.generative.plan import FlowPlan, FlowSampling
@@ -100,11 +100,11 @@ class WanAdapter(Adapter):
         return negative + expand(scales, positive) * (positive - negative)
 
     def to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics()
+        mean, std = channel_statistics(self.vae, 5)
         return latents.float() * std + mean
 
     def from_vae(self, z: Tensor) -> Tensor:
-        mean, std = self._statistics()
+        mean, std = channel_statistics(self.vae, 5)
         return (z - mean) / std
 
     def call_options(self) -> dict[str, Any]:
@@ -123,12 +123,6 @@ class WanAdapter(Adapter):
             encoder_hidden_states=self.cast(cond["prompt"]),
             return_dict=False,
         )[0].float()
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        values = (torch.tensor(values, device=self.device) for values in (config.latents_mean, config.latents_std))
-        mean, std = (value.float().reshape(1, -1, 1, 1, 1) for value in values)
-        return mean, std
 
 
 class WanImageAdapter(WanAdapter):

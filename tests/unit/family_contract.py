@@ -45,6 +45,9 @@ class FamilyContract:
     wrong: ClassVar[tuple[tuple[dict[str, Any], str], ...]] = ()
     """Changes of the plan that the model cannot make, and the message."""
 
+    idle: ClassVar[tuple[str, ...]] = ()
+    """In the names of LoRA weights that no gradient reaches, the network throwing away what they make."""
+
     def build(self) -> Any:
         """The tiny pipeline."""
         raise NotImplementedError
@@ -56,6 +59,10 @@ class FamilyContract:
     def call(self, prompt: Prompt) -> dict[str, Any]:
         """What the pipeline is told beside the plan."""
         return {"prompt": prompt.text}
+
+    def unpacked(self, policy: DenoisingPolicy, latents: torch.Tensor) -> torch.Tensor:
+        """The pipeline's latents in the layout of mmrl. Override where it packs them."""
+        return latents
 
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -103,7 +110,7 @@ class FamilyContract:
             for i, draw in enumerate(draws):
                 arguments = {
                     "num_inference_steps": 4,
-                    "guidance_scale": guidance,
+                    **policy.adapter.call_guidance(plan),
                     **self.plan,
                     **(self.guided if guidance > 1 else {}),
                     **self.call(draw.prompt),
@@ -113,6 +120,7 @@ class FamilyContract:
                     pipe(**arguments, generator=torch.Generator("cpu").manual_seed(draw.seed), output_type=kind)[0]
                     for kind in ("latent", "pt")
                 )
+                latents = self.unpacked(policy, latents)
                 torch.testing.assert_close(found[i : i + 1], latents, rtol=0, atol=1e-4)
                 ours = policy.adapter.pixels(found[i : i + 1])
                 if policy.adapter.makes == "video":
@@ -146,7 +154,7 @@ class FamilyContract:
     def test_two_steps_train_the_lora(self, policy: DenoisingPolicy) -> None:
         plan = self.planned(policy, self.guidance[-1])
         start = {name: value.detach().clone() for name, value in policy.trainable().items()}
-        optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
+        optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2, weight_decay=0.0)
         for _ in range(2):
             rollout = policy.rollout(self.draws(), plan, every(plan))
             advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
@@ -156,7 +164,8 @@ class FamilyContract:
             optimizer.step()
             optimizer.zero_grad()
         moved = {name for name, value in policy.trainable().items() if not torch.equal(value, start[name])}
-        assert moved == set(start), sorted(set(start) - moved)[:3]
+        expected = {name for name in start if not any(part in name for part in self.idle)}
+        assert moved == expected, sorted(expected ^ moved)[:3]
 
     def test_a_lora_target_that_matches_nothing_is_named(self, folder: Path) -> None:
         with pytest.raises(UserError, match=r"LoRA target 'attn\.nowhere' matches no layer"):

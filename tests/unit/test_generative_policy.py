@@ -169,7 +169,7 @@ def test_guidance_is_one_doubled_batch_whose_gradient_is_that_of_the_conditional
     policy = policy_of("sd3")
     plan = policy.plan_type(num_steps=2, guidance_scale=4.0)
     asks = [Ask(text) for text in CAPTIONS]
-    conditioning = policy.conditioned([*asks, Ask("")])
+    conditioning = policy.conditioned([*asks, Ask("", bare=True)])
     cond, blank = policy.rows(conditioning, asks, plan)
     x, t = torch.randn(3, 3, 24, 24), torch.tensor([900.0, 500.0, 100.0])
     parameters = list(policy.trainable().values())

@@ -81,9 +81,7 @@ def readme(policy: DenoisingPolicy, to: str, plan: Sampling) -> str:
     arguments: dict[str, Any] = {
         "num_inference_steps": plan.num_steps,
         **adapter.call_guidance(plan),
-        "height": size.height,
-        "width": size.width,
-        **({"num_frames": size.frames} if adapter.makes == "video" else {}),
+        **adapter.call_size(size),
         **{key: getattr(plan, key) for key in ("guidance_scale_2",) if getattr(plan, key, None) is not None},
         **adapter.call_options(),
     }

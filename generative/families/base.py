@@ -249,6 +249,11 @@ class Adapter:
         """Where what the plain pipeline call returns has its pictures or videos."""
         return "images" if self.makes == "image" else "frames"
 
+    def call_size(self, size: Size) -> dict[str, Any]:
+        """How the plain pipeline call is told a size."""
+        frames = {"num_frames": size.frames} if self.makes == "video" else {}
+        return {"height": size.height, "width": size.width, **frames}
+
     def call_options(self) -> dict[str, Any]:
         """Arguments of the plain pipeline call that are facts of this adapter (they go into the export's README)."""
         return {}

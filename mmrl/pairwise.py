@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ Verdict = float | Failed | None
 class PairwiseReward(Reward):
     """The share of its comparisons that a sample wins, ties counting a half.
 
-    A pair without a verdict is left out (with `unreadable: half` it is a tie, as in the original Pref-GRPO); a sample without any verdict
+    A pair without a verdict, in both orders where both are asked for, is left out (with `unreadable: half` it is a tie, as in the original Pref-GRPO); a sample without any verdict
     has failed. Source: Pref-GRPO (arXiv 2508.20751).
     """
 
@@ -46,7 +47,8 @@ class PairwiseReward(Reward):
 
     @abstractmethod
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[Verdict]:
-        """One verdict per pair, in order, on what is shown first and second. Whatever is raised fails the whole group."""
+        """One verdict per pair, in order, on what is shown first and second. Whatever is raised makes the pairs fail: they are
+        then compared one by one, to find those that do."""
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """Win rates of the samples of one group. Raises ValueError for one sample, and for a budget that cannot link a group."""
@@ -63,7 +65,7 @@ class PairwiseReward(Reward):
                 other = verdicts[j, i]
                 found.append(1 - other if isinstance(other, float) else other)
             own = [one for one in found if isinstance(one, float)]
-            if not own:
+            if len(own) < len(found):  # of one order alone, a liking for a place would not cancel
                 why = next((one.reason for one in found if isinstance(one, Failed)), "no verdict")
                 reasons |= {i: why, j: why}
                 if self.unreadable == "drop":
@@ -85,13 +87,24 @@ class PairwiseReward(Reward):
         keys = [self._key(first, second) for first, second in pairs]
         found: list[Verdict] = [self._known(key) for key in keys]
         missing = [at for at, value in enumerate(found) if value is None]
-        fresh = list(self.compare([pairs[at] for at in missing])) if missing else []
-        if len(fresh) != len(missing):
-            raise ValueError(f"{len(fresh)} verdicts for {len(missing)} pairs")
-        for at, value in zip(missing, fresh, strict=True):
-            found[at] = checked(value)
-            self._keep(keys[at], found[at])
+        for at, value in zip(missing, self._compared([pairs[at] for at in missing]), strict=True):
+            found[at] = value
+            self._keep(keys[at], value)
         return found
+
+    def _compared(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        """Verdicts of `compare`; where it raises, pairs are compared one by one, so that only those fail that must."""
+        if not pairs:
+            return []
+        try:
+            found = [checked(value) for value in self.compare(pairs)]
+            if len(found) != len(pairs):
+                raise ValueError(f"{len(found)} verdicts for {len(pairs)} pairs")
+            return found
+        except Exception as error:
+            if len(pairs) == 1:
+                return [Failed(f"compare raised {type(error).__name__}: {error}")]
+            return [self._compared([pair])[0] for pair in pairs]
 
     def _key(self, first: Sample, second: Sample) -> str:
         """Who judges, by which options, what, in which order."""
@@ -113,7 +126,9 @@ class PairwiseReward(Reward):
         self._kept[key] = value
         if self.cache is not None:
             self._file(key).parent.mkdir(parents=True, exist_ok=True)
-            self._file(key).write_text(json.dumps(value), encoding="utf-8")
+            part = self._file(key).with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(value), encoding="utf-8")
+            os.replace(part, self._file(key))  # another process never reads half a file
 
     def _file(self, key: str) -> Path:
         return Path(str(self.cache)) / key[:2] / f"{key}.json"
@@ -130,8 +145,9 @@ def checked(value: Any) -> Verdict:
 
 
 def contents(sample: Sample) -> bytes:
-    """A digest of everything that a judge sees of a sample."""
-    digest = hashlib.sha256(json.dumps([sample.prompt.text, sample.text]).encode())
+    """A digest of everything that a judge sees of a sample, and of what its prompt asks for."""
+    told = [sample.prompt.text, sample.prompt.target, sample.text]
+    digest = hashlib.sha256(json.dumps(told, default=repr, sort_keys=True).encode())
     for item in (*sample.prompt.media, *sample.images, *(() if sample.video is None else (sample.video,))):
         whole = np.ascontiguousarray(item) if isinstance(item, np.ndarray) else None
         digest.update(str(item).encode() if whole is None else str(whole.shape).encode() + whole.tobytes())

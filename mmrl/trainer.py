@@ -251,11 +251,12 @@ class Trainer:
         return self.held_out
 
     def _chance(self, stage: ResolvedStage) -> dict[str, float]:
-        """What guesses earn by the rewards that compare with a target; it does not change, so once per stage."""
+        """What guesses earn by the pointwise rewards that compare with a target; it does not change, so once per stage."""
         settings = self.config.evaluation
         assert settings is not None
         if stage.name not in self.chances:
-            judges = {name: pair for name, pair in self._rewards(stage).items() if "target" in pair[0].inputs()}
+            judges = {name: pair for name, pair in self._rewards(stage).items()
+                      if "target" in pair[0].inputs() and pair[0].scope == "pointwise"}  # fmt: skip
             self.chances[stage.name] = chance(self._held_out(), RewardSet(judges), self.group, settings.by)
         return self.chances[stage.name]
 

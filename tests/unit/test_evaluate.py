@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmrl.distributed import Group
 from mmrl.evaluate import chance, evaluate, evaluation_draws, picture_of
 from mmrl.reward import Reward, RewardSet
 from mmrl.rollout import Draw, Prompt, Sample
+from mmrl.trainer import Trainer
 
 
 class Says:
@@ -86,6 +88,33 @@ def test_chance_is_what_the_guesses_earn(group: Group) -> None:
     }
     assert chance(PROMPTS[:3], rewards(), group)["exact/chance"] == pytest.approx(3 / 7)
     assert chance([], rewards(), group) == {} and chance(PROMPTS[3:], rewards(), group) == {}
+
+
+def test_guesses_are_no_group_to_be_compared(group: Group) -> None:
+    class Best(Equal):
+        scope = "groupwise"
+
+    pairs = {"exact": (Equal(), 1.0), "best": (Best(), 1.0)}
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(evaluation=SimpleNamespace(by=())), chances={}, group=group,
+        _held_out=lambda: PROMPTS[:3], _rewards=lambda stage: pairs,
+    )  # fmt: skip
+    stage: Any = SimpleNamespace(name="rl")
+    assert Trainer._chance(run, stage) == {"exact/chance": pytest.approx(3 / 7)}
+
+
+def test_a_reward_of_groups_sees_the_samples_of_a_prompt(group: Group) -> None:
+    class Longest(Reward):
+        scope = "groupwise"
+
+        def score(self, samples: Sequence[Sample]) -> list[float]:
+            assert len(samples) == 2 and len({one.prompt.id for one in samples}) == 1
+            return [float(one is samples[1]) for one in samples]
+
+    found = evaluate(
+        Says(), None, evaluation_draws(PROMPTS, 2, 0), RewardSet({"longest": (Longest(), 1.0)}), 0, 3, group, blind=True
+    ).metrics
+    assert found == {"longest": 0.5, "longest/media": 0.5, "longest/blind": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["count_shapes", "locate", "rotation", "relation"])

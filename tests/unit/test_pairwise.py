@@ -247,3 +247,32 @@ def test_unreadable_pairs_of_a_judge_fail(serve: Serve) -> None:
     scores = RewardSet({"j": (judge(serve(lambda body: "hm")), 1.0)}).score(samples("a", "b"), [0, 0])
     assert (scores.status == FAILED).all() and "no verdict" in scores.messages[0]
     assert isinstance(judge(serve(lambda body: 400)).score(samples("a", "b"))[0], Failed)
+
+
+class Told(PairwiseReward):
+    """The earlier letter is the better; "c" cannot be compared, and shown second an "a" is not understood."""
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        if any("c" in (first.text, second.text) for first, second in pairs):
+            raise ValueError("no c, please")
+        return [None if second.text == "a" else float(str(first.text) < str(second.text)) for first, second in pairs]
+
+
+def test_a_pair_that_raises_costs_no_other_pair() -> None:
+    scores = RewardSet({"w": (Told(), 1.0)}).score(samples("b", "c", "d"), [0, 0, 0])
+    assert scores.status[:, 0].tolist() == [OK, FAILED, OK] and scores.values[[0, 2], 0].tolist() == [1.0, 0.0]
+    assert "ValueError: no c, please" in scores.messages[0]
+
+
+def test_a_pair_that_is_readable_in_one_order_alone_is_left_out() -> None:
+    found = Told().score(samples("a", "b", "d"))
+    assert isinstance(found[0], Failed) and found[1:] == [1.0, 0.0]
+    assert Told(unreadable="half").score(samples("a", "b", "d")) == [0.5, 0.75, 0.25]
+    assert Told(orders="one").score(samples("a", "b", "d")) == [1.0, 0.5, 0.0]
+
+
+def test_what_a_prompt_asks_for_is_part_of_the_question() -> None:
+    reward = Larger()
+    for target in (1, 1, 2):
+        reward.score([Sample(Prompt("p", "x", target=target), text=str(k), meta={"value": k}) for k in range(2)])
+    assert len(reward._asked) == 4

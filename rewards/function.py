@@ -27,6 +27,8 @@ def _function(value: Any) -> Any:
 class FunctionReward(Reward):
     """Calls `function(samples, **options)`. Raises a validation error for a function or options that do not fit."""
 
+    licence = "that of the function"
+
     function: Annotated[Callable[..., Any], BeforeValidator(_function)]
     options: dict[str, Any] = Field(default_factory=dict)
 

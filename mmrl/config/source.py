@@ -82,6 +82,14 @@ def read(config: str, overrides: Sequence[str] = ()) -> Source:
     return source
 
 
+def values_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` texts as values, each read as YAML. Raises ConfigError for a text that is none."""
+    source = Source({})
+    for one in assignments:
+        _apply(source, one)
+    return source.tree
+
+
 def _dotted(path: Path_) -> str:
     return ".".join(map(str, path))
 

@@ -66,7 +66,7 @@ class Sample:
 class Tree:
     """Shared prefixes of samples: `node (N, S)` is the id of the node that sample i is in after step k.
 
-    Two samples share step k exactly when their node ids at k are equal.
+    Two samples of one group share step k exactly when their node ids at k are equal; every process gives a node the same id.
     """
 
     node: Tensor

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,7 +111,8 @@ class RLWork:
         self.updates_per_step = section.updates_per_rollout * section.epochs
         self.samples_per_step = section.prompts_per_step * section.group_size
         self.replays = stage.objective.replays_old(are_replayed(section.old_log_probs, policy))
-        self.history = History() if stage.objective.advantage.remembers else None
+        keep = stage.objective.advantage.remembers
+        self.history = None if keep is None else History(keep=keep)
         if stage.objective.follows is not None:
             slow: Any = policy
             slow.keep_slow()
@@ -136,13 +136,16 @@ class RLWork:
         advantage, opposed = objective.advantages(scored), objective.opposed(scored)
         if self.history is not None:
             self.history.add(scored)
-        keep = objective.selected(advantage, scored)
+        keep = objective.selected(advantage, scored, step)
         meter.set(_advantage_stats(advantage, keep))
         self._choose_steps(rounds, steps, keep)
         for part in rounds:
             if not self.parity_checked:
                 self._check_parity(part)
         lengths = self._lengths(rounds)
+        edges = objective.edges(scored)
+        if edges is not None:
+            meter.set(self._pruned(rounds, edges, lengths["original"]))
         # with a refill only what is kept is spread over the updates: which groups are useless is known only now
         whole = keep if keep.ndim == 1 else keep.any(1)
         if objective.whole_groups:
@@ -185,7 +188,7 @@ class RLWork:
             total = self.rewards.total(scores, table.group)
             raw = table.scored(total, self.rewards.names, self.rewards.weights)
             if self.history is not None:
-                raw = replace(raw, extra={**raw.extra, **self.history.look_up(raw)})
+                raw = self.history.known(raw)
             scored = self.objective.shaped(raw)
             if refill is None:
                 break
@@ -260,7 +263,7 @@ class RLWork:
                 meter.set({f"measured/{name}": float(np.nanmean(value))})
         stats = group_stats(total, table.group)
         meter.set(stats.metrics())
-        if stats.singletons:
+        if stats.singletons and self.history is None:
             self._warn(f"{stats.singletons} groups have one scorable sample; their advantage is 0")
 
     def _choose_steps(self, rounds: Sequence[Round], steps: Tensor, keep: np.ndarray) -> None:
@@ -285,6 +288,12 @@ class RLWork:
             own = [part.train.sum(1).cpu() * part.seen.get(view, torch.ones(len(part.train))) for part in rounds]
             found[view] = torch.cat([self.group.gather_rows(one.long()) for one in own])
         return found
+
+    def _pruned(self, rounds: Sequence[Round], edges: np.ndarray, lengths: Tensor) -> dict[str, float]:
+        """How many edges of the trees drew noise, and how many of them are not trained."""
+        drew = [(part.rollout.mask.cpu() & torch.as_tensor(edges)[part.rows]).sum(1) for part in rounds]
+        number = sum(int(self.group.gather_rows(one).sum()) for one in drew)
+        return {"tree/edges": float(number), "tree/pruned": float(number - int(lengths.sum()))}
 
     def _compare(self, rounds: Sequence[Round], meter: Meter) -> None:
         """Compare and correct for an inference engine that drew the rollouts."""
@@ -374,7 +383,7 @@ class RLWork:
 
     def load_state(self, state: dict[str, Any]) -> None:
         if self.history is not None:
-            self.history = History.from_state(state["history"])
+            self.history = History.from_state(state["history"], self.history.keep)
         self.draws.load_state(state["sampler"])
         self.budget.load_state(state["budget"])
         self.scored = True

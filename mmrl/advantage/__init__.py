@@ -10,6 +10,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
         "global": "mmrl.advantage.group:GlobalAdvantage",
         "ngrpo": "mmrl.advantage.negative:Ngrpo",
         "sign": "mmrl.advantage.negative:SignAdvantage",
+        "per_prompt_history": "mmrl.advantage.ddpo:PerPromptHistory",
         "dcpo": "mmrl.advantage.dcpo:DcpoAdvantage",
         "branch": "mmrl.advantage.branch:BranchAdvantage",
         "treepo": "mmrl.advantage.tree:TreePo",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from mmrl.advantage.history import Past, merged
@@ -36,7 +34,9 @@ class DcpoAdvantage(Advantage):
     """DCPO: `group` without eps, smoothed with the earlier groups of the prompt, which checkpoints keep. Selection
     `signal` would drop the constant groups that it makes useful."""
 
-    remembers: ClassVar[bool] = True
+    @property
+    def remembers(self) -> int:
+        return 0
 
     def __call__(self, scored: Scored) -> Floats:
         past = (scored.measured(f"history/{name}") for name in ("visits", "mean", "std"))

@@ -35,6 +35,13 @@ def paths(group: Ints, node: Ints) -> list[Path]:
     return found
 
 
+def apart(group: Ints, node: Ints) -> Ints:
+    """`node (N, S)` renumbered so that ids of different groups differ, whatever each group calls its nodes; -1 stays."""
+    keys, trees = np.unique(group, return_inverse=True)
+    numbers = np.unique(node, return_inverse=True)[1]
+    return np.where(node == -1, -1, numbers.reshape(node.shape) * len(keys) + trees[:, None]).astype(np.int64)
+
+
 def subgroup(
     reward: Floats,
     group: Ints,

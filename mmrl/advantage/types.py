@@ -31,7 +31,7 @@ class Scored:
     are the parsed answers, None where there is none. `prompts` (N) are the ids of the prompts. `node (N, S)` int64 are the
     nodes of a tree that a sample is in after each step, -1 where it is in none (see `mmrl.rollout.Tree`). `extra` holds
     further numbers `(N,)` float64 by name: `length`, the steps of each sample, what the shapings asked to be measured, and
-    what is remembered of the prompts (see `mmrl.advantage.history`).
+    what is remembered of the prompts; `earlier` are their latest rewards of before (see `mmrl.advantage.history`).
     Raises ValueError on unequal shapes or an infinite reward.
     """
 
@@ -46,6 +46,7 @@ class Scored:
     prompts: tuple[str, ...] | None = None
     node: Ints | None = None
     extra: Mapping[str, Floats] = field(default_factory=dict)
+    earlier: Mapping[str, Floats] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.reward)
@@ -113,8 +114,12 @@ class Advantage(Component):
     """`Scored.node` must be there."""
     per_step: ClassVar[bool] = False
     """It gives advantages `(N, S)`, one for each step."""
-    remembers: ClassVar[bool] = False
-    """The statistics of earlier groups of a prompt must be there, see `mmrl.advantage.history`."""
+
+    @property
+    def remembers(self) -> int | None:
+        """How many of the latest rewards of a prompt must be remembered, beside the statistics of its earlier groups; None when nothing
+        need be (see `mmrl.advantage.history`)."""
+        return None
 
     def __call__(self, scored: Scored) -> Floats:
         """Advantages `(N,)`, or `(N, S)` of a rule that is `per_step`: finite everywhere, 0 for unscorable samples."""

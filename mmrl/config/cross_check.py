@@ -173,7 +173,7 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
             (*path, "group_size"),
             f"{samples} samples per step cannot feed {processes} processes; raise prompts_per_step or group_size",
         )
-    if section.group_size == 1:
+    if section.group_size == 1 and stage.objective.advantage.remembers is None:
         build.problem((*path, "group_size"), "a group of 1 has no relative advantage (it is always 0); use 2 or more")
     trained = RewardSet(stage.rewards)
     build.check((*path, "rewards"), trained.check_trained)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.advantage.tree import apart
 from mmrl.advantage.types import Floats, Ints, Scored
 from mmrl.rollout import Draw, Rollout, Scores
 
@@ -111,7 +112,7 @@ class Table:
             names=names,
             answers=self.answers if self.has_answers else None,
             prompts=self.prompts,
-            node=self.node,
+            node=None if self.node is None else apart(self.group, self.node),
             log_prob=self.log_prob,
             extra=self.extra,
         )

@@ -27,6 +27,10 @@ class Selection(Component):
     def validate_for(self, group_size: int) -> None:
         """Raise ValueError naming the valid settings when this does not fit groups of `group_size`."""
 
+    def due(self, step: int) -> bool:
+        """Whether it selects at `step` (from 0) of the stage; where not, every scorable sample is trained."""
+        return True
+
     def __call__(self, advantage: Floats, scored: Scored) -> Bools:
         """Samples to train on, `(N,)` bool, from `advantage (N,)` computed over all scorable samples. One that reads the tree
         chooses edges, `(N, S)` bool, from `advantage (N, S)`."""
@@ -86,13 +90,18 @@ class WidthPruned(Selection):
     """BranchGRPO's width pruning: after the last split of a tree only some leaves are trained; the steps before are not touched.
 
     `per_branch` keeps the better `share` of the leaves below every last split, `extremes` the best and the worst `share` / 2 of all
-    leaves of a tree. Only gradients are left out: rewards and advantages are those of the whole tree.
+    leaves of a tree. Only gradients are left out: rewards and advantages are those of the whole tree. From iteration `until` on
+    nothing is pruned.
     """
 
     reads_tree: ClassVar[bool] = True
 
     mode: Literal["per_branch", "extremes"] = "per_branch"
     share: float = Field(default=0.5, gt=0, le=1)
+    until: int | None = Field(default=None, ge=1)
+
+    def due(self, step: int) -> bool:
+        return self.until is None or step < self.until
 
     def __call__(self, advantage: Floats, scored: Scored) -> Bools:
         assert scored.node is not None

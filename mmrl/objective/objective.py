@@ -97,6 +97,16 @@ class Objective:
             )
         if self.selection.reads_tree and not self.advantage.reads_tree:
             raise UserError("selection width_pruned prunes a tree; use advantage branch")
+        if self.advantage.per_step and self.aggregate == "seq_mean_token_mean":
+            raise UserError(
+                f"advantage {type(self.advantage).__name__.lower()} trains an edge that samples share with one of them, so samples "
+                "have different numbers of steps, by which aggregate seq_mean_token_mean would weigh them; use token_mean"
+            )
+        if self.advantage.remembers is not None and self.combine != "rewards":
+            raise UserError(
+                f"advantage {type(self.advantage).__name__.lower()} remembers the sum of the rewards of a prompt, not each by "
+                f"itself as combine: {self.combine} asks; use combine: rewards"
+            )
         if self.advantage.per_step and self.forward is not None:
             raise UserError(
                 f"advantage {type(self.advantage).__name__.lower()} is about the steps of a rollout, and surrogate "
@@ -226,9 +236,17 @@ class Objective:
             advantage = shape(advantage, scored)
         return advantage
 
-    def selected(self, advantage: Floats, scored: Scored) -> Bools:
-        """Samples to train on, `(N,)` bool, over all samples of all ranks; of a tree the edges, `(N, S)` bool, each once."""
-        keep = self.selection(advantage, scored)
+    def selected(self, advantage: Floats, scored: Scored, step: int) -> Bools:
+        """Samples to train on at `step` (from 0) of the stage, `(N,)` bool, over all samples of all ranks; of a tree the edges,
+        `(N, S)` bool, each once."""
+        keep = self.selection(advantage, scored) if self.selection.due(step) else scored.scorable
+        return self._once(keep, scored)
+
+    def edges(self, scored: Scored) -> Bools | None:
+        """The edges of trees that could be trained, `(N, S)` bool, each once; None where whole samples are."""
+        return self._once(scored.scorable, scored) if self.advantage.per_step else None
+
+    def _once(self, keep: Bools, scored: Scored) -> Bools:
         if not self.advantage.per_step or scored.node is None:
             return keep
         return once(scored.node, keep if keep.ndim == 2 else np.repeat(keep[:, None], scored.node.shape[1], axis=1))

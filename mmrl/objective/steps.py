@@ -83,12 +83,14 @@ class DepthPruned(StepSelector):
     """BranchGRPO's depth pruning: every step but those that lead to the depths `drop` (step + 1) is trained. Every `every` iterations the
     dropped depths move one towards the start, until the first of them is `stop`.
 
-    It is about gradients: with `stochastic: all` the steps that are left out draw noise all the same.
+    It is about gradients: with `stochastic: all` the steps that are left out draw noise all the same. From iteration `until` on nothing
+    is dropped.
     """
 
     drop: tuple[int, ...] = (15, 16, 17, 18, 19)
     every: int = Field(default=30, ge=1)
     stop: int = Field(default=10, ge=1)
+    until: int | None = Field(default=None, ge=1)
 
     def _dropped(self, iteration: int) -> list[int]:
         moved = max(0, min(iteration // self.every, min(self.drop) - self.stop))
@@ -101,7 +103,8 @@ class DepthPruned(StepSelector):
     def before_rollout(self, num_steps: int, iteration: int, seed: int) -> Tensor:
         self.validate_for(num_steps)
         plan = torch.ones(num_steps, dtype=torch.bool)
-        plan[torch.tensor(self._dropped(iteration)) - 1] = False
+        if self.until is None or iteration < self.until:
+            plan[torch.tensor(self._dropped(iteration)) - 1] = False
         return plan
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,7 @@ def test_dcpo_advantages_and_what_is_remembered() -> None:
     columns = [inputs[name] for name in ("previous_visits", "running_mean", "running_std")]
     history = History({str(g): Past(*past) for g, *past in zip(group.tolist(), *columns, strict=True)})
     scored = Scored(np.array(inputs["token_level_rewards"]).sum(1), group, prompts=tuple(map(str, group.tolist())))
-    advantage = DcpoAdvantage()(replace(scored, extra=history.look_up(scored)))
+    advantage = DcpoAdvantage()(history.known(scored))
     np.testing.assert_allclose(advantage, [row[0] for row in outputs["advantages"]], rtol=1e-5, atol=1e-6)
     assert (advantage[4:8] != 0).all() and (advantage[12:] != 0).all()
     history.add(scored)

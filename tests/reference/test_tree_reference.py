@@ -92,8 +92,7 @@ def test_smooth_standardisation_over_several_visits() -> None:
             reward[group == 1] = float(step % 4 == 1)
         reward[7] = np.nan if step == 3 else reward[7]
         scored = Scored(reward, group, prompts=tuple(map(str, group.tolist())))
-        looked = Scored(reward, group, prompts=scored.prompts, extra=history.look_up(scored))
-        found = DcpoAdvantage()(looked)
+        found = DcpoAdvantage()(history.known(scored))
         np.testing.assert_allclose(found, naive.smooth(reward.tolist(), group.tolist(), past), atol=1e-9)
         if step == 0:
             np.testing.assert_allclose(found, standardised(reward, group, "group", eps=1e-12), atol=1e-9)

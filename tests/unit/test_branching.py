@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toy_policy import FakeGroup, SharedMail, ToyPolicy, gradients, stage, work
 
 from mmrl.advantage.branch import BranchAdvantage, by_depth, fused, last_split, once
+from mmrl.advantage.dcpo import DcpoAdvantage
 from mmrl.advantage.group import GroupAdvantage, standardised
 from mmrl.advantage.shaping import Clamp
+from mmrl.advantage.tree import apart
 from mmrl.advantage.types import Scored
 from mmrl.advantage.vogue import Vogue
 from mmrl.curriculum.selection import WidthPruned
 from mmrl.errors import UserError
 from mmrl.generative.forest import forest
 from mmrl.generative.plan import FlowPlan
+from mmrl.meter import Meter
 from mmrl.objective.batch import UnitBatch
 from mmrl.objective.objective import Objective
 from mmrl.objective.sequence import Gspo
 from mmrl.objective.steps import DepthPruned
 from mmrl.objective.surrogate import Clip
-from mmrl.rollout import Draw, Prompt, StepOutput
+from mmrl.rollout import Draw, Prompt, StepOutput, Tree
 
 STEPS, LEAVES = 20, 16
 TREE: dict[str, Any] = {"num_steps": STEPS, "start_noise": "shared", "branch": {"at": [0, 3, 6, 9]}}
@@ -44,12 +49,16 @@ def scored(groups: int = 1, seed: int = 0, **options: Any) -> Scored:
 
 
 def edges(
-    selection: Any = None, steps: torch.Tensor | None = None, noisy: torch.Tensor | None = None, **options: Any
+    selection: Any = None,
+    steps: torch.Tensor | None = None,
+    noisy: torch.Tensor | None = None,
+    step: int = 0,
+    **options: Any,
 ) -> int:
     """Trained (row, step) pairs of one tree."""
     one = scored(**options)
     objective = Objective(BranchAdvantage(), **({} if selection is None else {"selection": selection}))
-    keep = objective.selected(objective.advantages(one), one)
+    keep = objective.selected(objective.advantages(one), one, step)
     mask = torch.ones(LEAVES, STEPS, dtype=torch.bool) if noisy is None else noisy
     planned = torch.ones(STEPS, dtype=torch.bool) if steps is None else steps
     return int(objective.train_mask(mask, planned, [0] * LEAVES, torch.as_tensor(keep)).sum())
@@ -79,6 +88,12 @@ def test_depth_pruning_moves_towards_the_last_split() -> None:
         pruned.validate_for(4)
 
 
+def test_pruning_ends() -> None:
+    assert [edges(WidthPruned(until=3), step=step) for step in (2, 3)] == [218 - 8 * 10, 218]
+    ends = DepthPruned(until=40)
+    assert [edges(steps=ends.before_rollout(STEPS, step, 0)) for step in (0, 39, 40)] == [138, 138, 218]
+
+
 def test_width_pruning_drops_edges_after_the_last_split_only() -> None:
     one = scored()
     assert one.node is not None and last_split(one.group, one.node) == 9
@@ -105,7 +120,7 @@ def test_a_failed_leaf_leaves_the_statistics_and_hands_its_edges_to_a_sibling() 
     objective = Objective(BranchAdvantage())
     advantage = objective.advantages(broken)
     assert np.isfinite(advantage).all() and not advantage[0].any()
-    keep = objective.selected(advantage, broken)
+    keep = objective.selected(advantage, broken, 0)
     assert not keep[0].any() and keep.sum() == 218 - 11  # its own chain after the last split and that split's edge
     value = fused(reward, one.node, None, "uniform")
     assert value[1, 0] == pytest.approx(np.mean(reward[1:8]))
@@ -126,6 +141,65 @@ def test_trees_of_several_groups_do_not_mix_and_may_come_in_parts() -> None:
     assert torch.equal(torch.cat(halves), forest(plan, draws(), every).path)
     keep = once(two.node, np.ones(two.node.shape, dtype=bool))
     assert keep.sum() == 2 * 218
+
+
+def test_nodes_of_different_groups_differ_whatever_they_are_called() -> None:
+    """A policy may count the nodes of every group from 0."""
+    two = scored(groups=2)
+    assert two.node is not None
+    local = np.concatenate(
+        [np.unique(two.node[two.group == g], return_inverse=True)[1].reshape(-1, STEPS) for g in range(2)]
+    )
+    assert once(local, np.ones(local.shape, dtype=bool)).sum() < 2 * 218
+    found = apart(two.group, local)
+    assert once(found, np.ones(local.shape, dtype=bool)).sum() == 2 * 218
+    np.testing.assert_array_equal(BranchAdvantage()(replace(two, node=found)), BranchAdvantage()(two))
+    assert (apart(np.array([3, 5]), np.array([[-1, 2], [2, -1]])) == -1).tolist() == [[True, False], [False, True]]
+
+
+class Branching(ToyPolicy):
+    """Samples of a group share their first two words, then the halves of a group share two more; nodes are counted from 0 in each
+    group. Sequences have no early end."""
+
+    def rollout(self, draws: Any, plan: Any, steps: torch.Tensor) -> Any:
+        found = super().rollout(draws, plan, steps)
+        node = torch.tensor([[0, 1, 2 + one.member // 3, 4 + one.member // 3, 6 + one.member] for one in draws])
+        for row, one in enumerate(draws):
+            for k in range(5):
+                seed = hash((one.group_seed, k, int(node[row, k]))) % 2**32
+                found.payload[row, k] = int(np.random.default_rng(seed).integers(1, 4))
+        table = torch.cat([self.logits([one], "original") for one in draws])
+        log_prob = table[:, None].expand(-1, 5, -1).gather(2, found.payload[..., None])[..., 0].detach()
+        for row, sample in enumerate(found.samples):
+            sample.text = "".join(map(str, found.payload[row].flip(0).tolist()))
+        return replace(found, log_prob=log_prob, mask=torch.ones_like(found.mask), tree=Tree(node))
+
+
+def of_ranks(world: int, objective: Objective) -> tuple[np.ndarray, dict[str, float]]:
+    """The gradient of one step, added over ranks, and the metrics of the first."""
+    mail, found, logged = SharedMail(world), [None] * world, [None] * world  # type: ignore[var-annotated]
+
+    def rank(number: int) -> None:
+        policy, group, meter = Branching(), FakeGroup(number, mail), Meter()
+        (found[number],) = gradients(policy, work(policy, stage(objective, group_size=6), group).updates(0, meter))
+        logged[number] = {**meter.values}
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(found), logged[0]  # type: ignore[return-value]
+
+
+def test_a_tree_in_a_step_is_trained_once_on_any_number_of_ranks() -> None:
+    """4 groups of 6: 2 + 2 x 2 + 6 distinct edges each."""
+    one, metrics = of_ranks(1, Objective(BranchAdvantage()))
+    assert (metrics["tree/edges"], metrics["tree/pruned"]) == (4 * 12, 0)
+    for world in (2, 3):
+        many, metrics = of_ranks(world, Objective(BranchAdvantage()))
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-8)
+        assert (metrics["tree/edges"], metrics["tree/pruned"]) == (4 * 12, 0)
 
 
 def several(**options: Any) -> Scored:
@@ -222,6 +296,8 @@ def test_the_largest_group_std_scales_all_groups() -> None:
             "linear in the size",
         ),
         ({"selection": WidthPruned()}, "use advantage branch"),
+        ({"advantage": BranchAdvantage(), "aggregate": "seq_mean_token_mean"}, "use token_mean"),
+        ({"advantage": DcpoAdvantage(), "combine": "advantages"}, "use combine: rewards"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], message: str) -> None:

@@ -85,7 +85,7 @@ def test_advantages_are_shaped_and_samples_selected() -> None:
     scored = Scored(np.array([0.0, 10, 5, 5]), np.zeros(4, dtype=np.int64))
     advantage = objective.advantages(scored)
     assert advantage.tolist() == [-0.5, 0.5, 0, 0]
-    assert objective.selected(advantage, scored).tolist() == [True, True, False, False]
+    assert objective.selected(advantage, scored, 0).tolist() == [True, True, False, False]
     assert objective.selection_size == 2 and Objective(DrAdvantage()).selection_size is None
 
 

@@ -18,12 +18,14 @@ from mmrl.rewards.preference.pixels import clip_batch, floats
 class Aesthetic(PictureModel):
     """LAION aesthetic score of the picture alone, about 1 to 10.
 
-    Source: christophschuhmann/improved-aesthetic-predictor; `path` is the head's file (or a folder or hub id that holds it).
+    Source: christophschuhmann/improved-aesthetic-predictor; `path` is the head's file, or a folder or hub id that holds `file`
+    (the original: sac+logos+ava1-l14-linearMSE.pth).
     """
 
     differentiable = True
     licence = "Apache-2.0"
-    file: str = "sac+logos+ava1-l14-linearMSE.pth"
+    path: str = "trl-lib/ddpo-aesthetic-predictor"
+    file: str = "aesthetic-model.pth"
     """Name of the head's file in `path`."""
     clip: str = "openai/clip-vit-large-patch14"
     """Hub id or folder of the CLIP."""

@@ -184,7 +184,7 @@ def test_the_aesthetic_score_does_not_read_the_prompt(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(5)
-    torch.save(head.state_dict(), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    torch.save(head.state_dict(), tmp_path / "aesthetic-model.pth")
     reward = ready(Aesthetic(path=str(tmp_path), clip=str(folder)))
     found = batch_equals_single(reward)
     others = [Sample(Prompt("x", "another prompt"), images=one.images) for one in samples()]

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 NPROC ?= 2
+# Processes of the tests, each with threads of its own.
+JOBS ?= 2
 
 .PHONY: help demo demo-generative demo-vlm test install dev lint types unit wheel bench clean
 
@@ -50,7 +52,7 @@ types: $(VENV)/installed-dev
 	cd .links && ../$(BIN)/mypy --config-file ../pyproject.toml -p mmrl
 
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python tests/smoke_wheel.py

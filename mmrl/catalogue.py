@@ -40,9 +40,13 @@ def _components(kind: str) -> list[dict[str, Any]]:
         ]
         row = {"name": name, "what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
         if kind == "reward":
+            path = found.model_fields.get("path")
             row |= {
+                "scope": found.scope,
                 "needs": ", ".join(found.needs),
                 "range": f"[{_bound(found.range[0])}, {_bound(found.range[1])}]",
+                "better": "higher" if found.higher_is_better else "lower",
+                "checkpoint": "" if path is None or path.is_required() else str(path.default),
                 "licence": found.licence,
             }
         rows.append(row | {"class": components.table(kind)[name]})

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from mmrl.catalogue import catalogue
 from mmrl.components import build, resolve, table
 from mmrl.errors import UserError
 from mmrl.reward import Reward, RewardSet
@@ -171,3 +172,28 @@ def test_functions_that_cannot_be_called_are_refused_at_config_time(
 def test_a_function_that_raises_names_its_own_line(mine: Path) -> None:
     (message,) = score({"name": "mine.py:one"}, [Sample(Prompt("p7", "p"))], mine).messages
     assert message == f"reward 'r' raised KeyError: 'absent' on sample 0 of prompt 'p7' ({mine}/mine.py:9)"
+
+
+def test_a_reward_of_an_installed_package_is_named_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brief_pkg.py").write_text("def brevity(samples, unit=1.0):\n    return [unit for _ in samples]\n")
+    info = tmp_path / "brief_pkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brief-pkg\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mmrl.reward]\nbrevity = brief_pkg:brevity\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    table.cache_clear()
+    try:
+        assert score({"name": "brevity", "unit": 3.0}, [Sample(Prompt("p", "p"))]).values.tolist() == [[3.0]]
+    finally:
+        table.cache_clear()
+
+
+def test_the_list_says_what_rewards_look_at_and_where_they_come_from() -> None:
+    rows = {row["name"]: row for row in catalogue("reward")["reward"]}
+    pairs, pick = rows["shape_pairs"], rows["pick_score"]
+    assert (pairs["scope"], pairs["needs"], pairs["range"], pairs["better"]) == (
+        "pairwise", "image, target", "[0, 1]", "higher",
+    )  # fmt: skip
+    assert (pick["scope"], pick["checkpoint"]) == ("pointwise", "yuvalkirstain/PickScore_v1")

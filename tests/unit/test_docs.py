@@ -78,6 +78,18 @@ def test_complete_configs_resolve(page: Path, text: str, tmp_path: Path) -> None
     assert load(str(tmp_path / "example.yaml")).stages
 
 
+def test_server_configs_resolve(tmp_path: Path) -> None:
+    from mmrl.rewards.remote.serve import load as load_server
+
+    texts = [text for text in blocks(DOCS / "rewards.md", "yaml") if text.startswith("# server")]
+    assert texts
+    for text in texts:
+        (tmp_path / "rewards.yaml").write_text(text, encoding="utf-8")
+        section, service = load_server(str(tmp_path / "rewards.yaml"))
+        assert section == type(section)(), "the example shows the defaults"
+        assert service.rewards
+
+
 def test_there_are_complete_configs() -> None:
     assert len(list(complete_configs())) >= 2
 

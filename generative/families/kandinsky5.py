@@ -38,9 +38,7 @@ class Kandinsky5Adapter(Adapter):
     def __init__(self, pipe: Any, dtype: torch.dtype, device: torch.device, max_sequence_length: int = 512) -> None:
         kind = pipe.transformer.config.attention_type
         if kind != "regular":
-            raise UserError(
-                f"this checkpoint has sparse attention (attention_type '{kind}'), which is not supported; take one of 5s"
-            )
+            raise UserError(f"this checkpoint has attention of type '{kind}' (sparse), but only 'regular' is supported")
         super().__init__(pipe, dtype, device)
         self.max_sequence_length = max_sequence_length
 
@@ -154,8 +152,8 @@ class Kandinsky5ImageAdapter(Kandinsky5Adapter):
 class Kandinsky5(Loaded, FlowPolicy):
     """Kandinsky 5 text-to-video (512x768, 121 frames of 24 per second, 50 steps, guidance 5). Checkpoints of `kandinskylab/`:
     Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers, Kandinsky-5.0-T2V-Lite-pretrain-5s-Diffusers, -nocfg-5s-Diffusers (guidance 1),
-    -distilled16steps-5s-Diffusers (16 steps, guidance 1), Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers. MIT. Checkpoints with sparse
-    attention (those of 10s) are refused.
+    -distilled16steps-5s-Diffusers (16 steps, guidance 1), Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers. MIT. A checkpoint whose
+    config asks for sparse attention (`attention_type: nabla`, as those of 10s do) is refused.
 
     Guidance compares with `negative_prompt`, which is empty by default; the pipeline's own is "Static, 2D cartoon, cartoon, 2d
     animation, paintings, images, worst quality, low quality, ugly, deformed, walking backwards".

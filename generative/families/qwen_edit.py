@@ -15,6 +15,7 @@ from mmrl.generative.families.base import Adapter
 from mmrl.generative.families.loaded import Loaded
 from mmrl.generative.families.qwen_image import QwenImageAdapter, full
 from mmrl.generative.flow import FlowPolicy
+from mmrl.generative.packing import pack_latents
 
 
 class QwenEditAdapter(QwenImageAdapter):
@@ -58,7 +59,7 @@ class QwenEditAdapter(QwenImageAdapter):
         with torch.no_grad():
             latents = [self.from_vae(self.encode_pixels(one[:, :, 0].to(self.device))) for one in pixels]
         shapes = torch.tensor([[one.shape[2] // 2, one.shape[3] // 2] for one in latents], device=self.device)
-        source = torch.cat([self.pack(one)[0] for one in latents])
+        source = torch.cat([pack_latents(one)[0] for one in latents])
         return {"prompt": prompt[0], "prompt_mask": full(prompt, mask)[0], "source": source, "source_shape": shapes}
 
     def call_options(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mmrl.generative.conditioning import Tensors
 from mmrl.generative.families.base import Adapter, channel_statistics
 from mmrl.generative.families.loaded import Loaded
 from mmrl.generative.flow import FlowPolicy
+from mmrl.generative.packing import pack_latents, unpack_latents
 
 Shape = tuple[int, int, int]
 """Frames, rows and columns of the packed tokens of a picture."""
@@ -61,22 +62,23 @@ class QwenImageAdapter(Adapter):
     def run(self, x: Tensor, timestep: Tensor, cond: Tensors, source: Tensor | None, shapes: Sequence[Shape]) -> Tensor:
         """The network's output for latents `x (B, C, h, w)` with the packed tokens `source (B, t, 4C)` of pictures of `shapes`
         behind them."""
-        packed = self.pack(x)
-        own = (1, x.shape[2] // 2, x.shape[3] // 2)
+        height, width = x.shape[2:]
+        packed, own = pack_latents(x), (1, height // 2, width // 2)
         prompt, mask = trimmed(cond["prompt"], cond["prompt_mask"])
         out = self.network(
             hidden_states=self.cast(packed if source is None else torch.cat([packed, source.float()], 1)),
-            timestep=timestep / 1000,
+            timestep=self.cast(timestep) / 1000,
             encoder_hidden_states=self.cast(prompt),
             encoder_hidden_states_mask=mask,
             img_shapes=[[own, *shapes]] * len(x),
             return_dict=False,
         )[0]
-        return self.unpack(out[:, : packed.shape[1]].float(), x)
+        return unpack_latents(out[:, : packed.shape[1]].float(), height, width)
 
     def combine(self, negative: Tensor, positive: Tensor, scale: float, timestep: Tensor, cond: Tensors) -> Tensor:
-        guided, own = (self.pack(one) for one in (super().combine(negative, positive, scale, timestep, cond), positive))
-        return self.unpack(guided * (own.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)), positive)
+        guided, own = pack_latents(negative + scale * (positive - negative)), pack_latents(positive)
+        rescaled = guided * (own.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return unpack_latents(rescaled, *positive.shape[2:])
 
     def call_guidance(self, plan: Any) -> dict[str, Any]:
         told = {"true_cfg_scale": float(plan.guidance_scale)}
@@ -84,17 +86,6 @@ class QwenImageAdapter(Adapter):
 
     def call_options(self) -> dict[str, Any]:
         return {"max_sequence_length": self.max_sequence_length}
-
-    def pack(self, x: Tensor) -> Tensor:
-        """Latents `(B, C, h, w)` -> tokens `(B, hw / 4, 4C)`."""
-        packed: Tensor = self.pipe._pack_latents(x.contiguous(), *x.shape)
-        return packed
-
-    def unpack(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `pack` for latents of the size of `like`."""
-        height, width = (side * self.vae_scale for side in like.shape[2:])
-        latents: Tensor = self.pipe._unpack_latents(tokens, height, width, self.vae_scale)
-        return latents[:, :, 0]
 
     def to_vae(self, latents: Tensor) -> Tensor:
         mean, std = channel_statistics(self.vae, 5)

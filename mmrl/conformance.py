@@ -208,7 +208,9 @@ def gradient(reward: Reward, samples: Sequence[Sample], first: Scores) -> Check:
     name = "gradient"
     if not reward.differentiable:
         return Check(name, None, "it does not say that it has one")
-    rows = [row for row in np.flatnonzero(first.status[:, 0] == OK) if len(samples[row].images) == 1]
+    rows: list[int] = [
+        row for row in np.flatnonzero(first.status[:, 0] == OK).tolist() if len(samples[row].images) == 1
+    ]
     shape = samples[rows[0]].images[0].shape if rows else ()
     rows = [row for row in rows if samples[row].images[0].shape == shape]
     if not rows:

@@ -15,7 +15,7 @@ from mmrl.generative.families.loaded import DType, Loaded
 class SD15Adapter(Adapter):
     pipeline = "StableDiffusionPipeline"
     network_name = "unet"
-    encoder_names = ("text_encoder",)
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     @classmethod

@@ -126,7 +126,11 @@ class Objective:
     @property
     def needs(self) -> tuple[Need, ...]:
         """Extra replays `(view, model)` that surrogate and terms read, each once."""
-        return tuple(dict.fromkeys(need for part in (self.surrogate, *self.terms) for need in part.needs))
+        return tuple(
+            dict.fromkeys(
+                need for needs in (self.surrogate.needs, *(term.needs for term in self.terms)) for need in needs
+            )
+        )
 
     @property
     def gradients(self) -> tuple[Need, ...]:
@@ -144,7 +148,8 @@ class Objective:
         return next(iter(self._following()), None)
 
     def _following(self) -> set[Following]:
-        return {part.follows for part in (self.surrogate, *self.shaping) if part.follows is not None}
+        found = (self.surrogate.follows, *(shape.follows for shape in self.shaping))
+        return {one for one in found if one is not None}
 
     @property
     def forward(self) -> Forward | None:

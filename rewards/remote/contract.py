@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PROTOCOL = "mmrl-reward/1"
 Protocol = Literal["mmrl-reward/1"]
+PROTOCOL: Protocol = "mmrl-reward/1"
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Code = Literal["bad_request", "unauthorised", "too_large", "unknown_reward", "conflict", "busy", "failed", "internal"]
 

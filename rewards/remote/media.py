@@ -98,7 +98,9 @@ def png(image: np.ndarray) -> bytes:
 
 def unpack(message: RequestSample, parts: Mapping[str, bytes], limits: Limits) -> Sample:
     """The sample of a message. Raises Refused for a medium that the limits do not allow or that is not what it says."""
-    images, sources, meta = [], [], dict[str, Any]()
+    images: list[np.ndarray] = []
+    sources: list[np.ndarray] = []
+    meta: dict[str, Any] = {}
     video: np.ndarray | None = None
     for number, medium in enumerate(message.media, start=1):
         try:

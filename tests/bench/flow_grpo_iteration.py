@@ -125,7 +125,9 @@ class PlainLoop:
         for start in range(0, len(texts), self.batch):
             rows = texts[start : start + self.batch]
             embeds = self._encode([prompt.text for prompt in rows])
-            x = torch.randn(len(rows), *self.adapter.latent_shape(self.adapter.size(self.sampling_type())), generator=generator)
+            x = torch.randn(
+                len(rows), *self.adapter.latent_shape(self.adapter.size(self.sampling_type())), generator=generator
+            )
             latents, log_probs = [x], []
             for k in range(self.steps):
                 x, log_prob = self._step(x, k, sigmas, embeds, torch.randn(x.shape, generator=generator), False)

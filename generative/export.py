@@ -125,9 +125,9 @@ def _solver(policy: Any, plan: Sampling, to: str) -> tuple[list[str], str, str]:
         solver = "DPMSolverMultistepScheduler"
         change = 'solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"'
         return [solver], f"pipe.scheduler = {solver}.from_config(pipe.scheduler.config, {change})\n", ""
-    if name == "DDIMScheduler":
+    if name in ("DDIMScheduler", "CogVideoXDDIMScheduler"):
         if to == "diffusers":
-            return [], "", "The scheduler in this folder is the DDIMScheduler that mmrl samples with; keep it.\n"
-        change = "clip_sample=False, thresholding=False"
+            return [], "", f"The scheduler in this folder is the {name} that mmrl samples with; keep it.\n"
+        change = "clip_sample=False" + (", thresholding=False" if name == "DDIMScheduler" else "")
         return [name], f"pipe.scheduler = {name}.from_config(pipe.scheduler.config, {change})\n", ""
     return [], "", ""

@@ -122,14 +122,15 @@ def flow_schedule(
 
 
 def ddim_schedule(scheduler: Any, num_steps: int) -> DiffusionSchedule:
-    """The timesteps and cumulative alphas of DDIMScheduler; past the end it uses the scheduler's final alpha.
+    """The timesteps and cumulative alphas of DDIMScheduler or CogVideoXDDIMScheduler (which never clips, whatever it says);
+    past the end they use the scheduler's final alpha.
 
     Raises UserError for another scheduler class, or one that clips or thresholds (its mean would not be the network's).
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name != "DDIMScheduler":
-        raise UserError(f"{name} is not supported for diffusion; use DDIMScheduler")
-    if config.clip_sample or config.thresholding:
+    if name not in ("DDIMScheduler", "CogVideoXDDIMScheduler"):
+        raise UserError(f"{name} is not supported for diffusion; use DDIMScheduler or CogVideoXDDIMScheduler")
+    if name == "DDIMScheduler" and (config.clip_sample or config.thresholding):
         raise UserError("DDIMScheduler with clip_sample or thresholding has no Gaussian step; set both to false")
     scheduler = type(scheduler).from_config(config)
     scheduler.set_timesteps(num_steps)

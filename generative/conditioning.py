@@ -152,6 +152,14 @@ def stacked(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([_padded(value, longest) for value in values])
 
 
+def by_kind(keys: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run(rows)` once for each distinct entry of `keys (B, ...)`, with the rows `(n,)` int64 that have it; its results `(n, ...)` in the
+    order of the rows. For networks that are told one thing (shapes of sources) about a whole batch."""
+    _, kind = keys.unique(dim=0, return_inverse=True)
+    rows = [(kind == one).nonzero()[:, 0] for one in range(int(kind.max()) + 1)]
+    return torch.cat([run(some) for some in rows])[torch.cat(rows).argsort()]
+
+
 def _padded(value: Tensor, length: int) -> Tensor:
     if not value.dim() or len(value) == length:
         return value

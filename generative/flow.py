@@ -41,8 +41,8 @@ class FlowPolicy(ForwardPolicy):
     def schedule(self, plan: FlowSampling) -> FlowSchedule:
         if plan.shift is not None:
             return shifted_schedule(plan.num_steps, plan.shift)
-        tokens, sigmas = self.adapter.tokens(self.adapter.size(plan)), self.adapter.sigmas(plan.num_steps)
-        return flow_schedule(self.adapter.pipe.scheduler, plan.num_steps, tokens, sigmas)
+        mu, sigmas = self.adapter.mu(self.adapter.size(plan), plan.num_steps), self.adapter.sigmas(plan.num_steps)
+        return flow_schedule(self.adapter.pipe.scheduler, plan.num_steps, mu, sigmas)
 
     def transition(
         self,

@@ -101,12 +101,10 @@ def flow_prediction(scheduler: Any) -> FlowPrediction:
     )
 
 
-def flow_schedule(
-    scheduler: Any, num_steps: int, image_tokens: int, sigmas: Sequence[float] | None = None
-) -> FlowSchedule:
+def flow_schedule(scheduler: Any, num_steps: int, mu: float, sigmas: Sequence[float] | None = None) -> FlowSchedule:
     """The sigmas that a diffusers pipeline would use for `num_steps`.
 
-    `image_tokens` sets the dynamic shift where the scheduler has one. `sigmas` (N) are what a pipeline
+    `mu` is the dynamic shift where the scheduler has one. `sigmas` (N) are what a pipeline
     hands to the scheduler instead of a number of steps (FLUX: `linspace(1, 1/N, N)`). Raises UserError for an unsupported
     scheduler.
     """
@@ -114,7 +112,7 @@ def flow_schedule(
     scheduler = type(scheduler).from_config(scheduler.config)
     options: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
-        options["mu"] = dynamic_mu(scheduler.config, image_tokens)
+        options["mu"] = mu
     if sigmas is not None:
         options["sigmas"] = list(sigmas)
     scheduler.set_timesteps(num_steps, **options)

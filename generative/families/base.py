@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmrl.errors import UserError
 from mmrl.generative.conditioning import Ask, Size, Tensors
+from mmrl.generative.schedule import dynamic_mu
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -204,6 +205,10 @@ class Adapter:
     def tokens(self, size: Size) -> int:
         """Tokens of a sample in the network, which set a dynamic shift."""
         return (size.height // self.size_unit) * (size.width // self.size_unit)
+
+    def mu(self, size: Size, num_steps: int) -> float:
+        """The dynamic shift, for schedulers that have one."""
+        return dynamic_mu(self.pipe.scheduler.config, self.tokens(size))
 
     def sigmas(self, num_steps: int) -> list[float] | None:
         """The sigmas that the pipeline hands to its scheduler (before any shift); None where it asks for a number of steps."""

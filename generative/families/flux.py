@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmrl.errors import UserError
-from mmrl.generative.conditioning import Ask, Size, Tensors
+from mmrl.generative.conditioning import Ask, Size, Tensors, by_kind, stacked
 from mmrl.generative.families.base import Adapter
 from mmrl.generative.families.loaded import Loaded
 from mmrl.generative.flow import FlowPolicy
@@ -54,7 +54,12 @@ class FluxAdapter(Adapter):
         return None if self.pipe.scheduler.config.get("use_flow_sigmas") else found
 
     def facts(self, plan: Any, rows: int) -> Tensors:
-        return super().facts(plan, rows) if self.network.config.guidance_embeds else {}
+        """Raises UserError for a guidance of a checkpoint that is not told one."""
+        if self.network.config.guidance_embeds:
+            return super().facts(plan, rows)
+        if plan.guidance_scale > 1:
+            raise UserError(f"this checkpoint knows no guidance: guidance_scale must be 1, got {plan.guidance_scale}")
+        return {}
 
     def encode_texts(self, texts: list[str]) -> Tensors:
         prompt, pooled, _ = self.pipe.encode_prompt(
@@ -110,7 +115,7 @@ class KontextAdapter(FluxAdapter):
 
     @torch.no_grad()
     def encode_media(self, asks: Sequence[Ask]) -> Tensors:
-        """`source (B, t, 4C)` packed latents and `source_size (B, 2)` of their rows and columns."""
+        """`source (B, t, 4C)` packed latents, padded behind, and `source_size (B, 2)`, their rows and columns."""
         found: list[Tensors] = []
         for ask in asks:
             if len(ask.media) != 1:
@@ -121,21 +126,19 @@ class KontextAdapter(FluxAdapter):
             pixels = processor.preprocess(processor.resize(image, height, width), height, width)
             z = self.from_vae(self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode())
             found.append({"source": pack_latents(z)[0], "source_size": torch.tensor(z.shape[-2:], device=self.device)})
-        if len({one["source"].shape for one in found}) > 1:
-            raise UserError("source pictures of several sizes cannot be encoded together")
-        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+        return {name: stacked([one[name] for one in found]) for name in found[0]}
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Tensors) -> Tensor:
-        sizes = cond["source_size"].tolist()
-        out = torch.empty_like(x)
-        for height, width in dict.fromkeys(map(tuple, sizes)):
-            rows = torch.tensor([k for k, size in enumerate(sizes) if tuple(size) == (height, width)], device=x.device)
-            own = {name: value[rows] for name, value in cond.items() if not name.startswith("source")}
+        sizes = cond["source_size"]
+
+        def some(rows: Tensor) -> Tensor:
+            height, width = sizes[rows[0]].tolist()
+            told = {name: value[rows] for name, value in cond.items()}
             ids = image_ids(height, width)
             ids[:, 0] = 1
-            source = cond["source"][rows, : height * width // 4]
-            out = out.index_copy(0, rows, self.run(x[rows], timestep[rows], own, source, ids))
-        return out
+            return self.run(x[rows], timestep[rows], told, told["source"][:, : height * width // 4], ids)
+
+        return by_kind(sizes, some)
 
     def _source_size(self, image: Image.Image) -> tuple[int, int]:
         from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS

@@ -123,7 +123,7 @@ def test_shifted_schedules() -> None:
 
 def test_the_sd3_schedule_of_diffusers() -> None:
     for steps, wanted in read("schedules__shift")["outputs"]["sd3_diffusers_shift3"].items():
-        found = flow_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), int(steps), image_tokens=1024)
+        found = flow_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), int(steps), mu=1.0)
         close(found.sigmas, tensor(wanted["sigmas"]))
         close(found.timesteps, tensor(wanted["timesteps"]))
         assert found.timesteps.dtype == torch.float32
@@ -133,8 +133,9 @@ def test_the_flux_schedule_shifts_with_the_resolution() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     for wanted in read("schedules__shift")["outputs"]["flux_dynamic"].values():
         tokens = wanted["image_seq_len"]
-        assert dynamic_mu(scheduler.config, tokens) == pytest.approx(wanted["mu"])
-        found = flow_schedule(scheduler, 6, tokens, sigmas=torch.linspace(1, 1 / 6, 6).tolist())
+        mu = dynamic_mu(scheduler.config, tokens)
+        assert mu == pytest.approx(wanted["mu"])
+        found = flow_schedule(scheduler, 6, mu, sigmas=torch.linspace(1, 1 / 6, 6).tolist())
         close(found.sigmas, tensor(wanted["sigmas_6step"]))
 
 

@@ -53,7 +53,8 @@ class TestSchnell(FluxContract):
         return tiny_flux(guidance=False)
 
     def test_there_is_no_guidance(self, policy: DenoisingPolicy) -> None:
-        assert policy.adapter.facts(self.planned(policy, 3.5), 2) == {}
+        with pytest.raises(UserError, match=r"knows no guidance: guidance_scale must be 1, got 3\.5"):
+            policy.check_loaded(None, self.planned(policy, 3.5))
 
 
 class TestKontext(FluxContract):

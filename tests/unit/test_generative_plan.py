@@ -104,7 +104,7 @@ def test_network_passes_are_counted() -> None:
 
 def test_a_schedule_with_dpm_flow_sigmas_is_the_schedulers_own() -> None:
     scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="sample")
-    found = flow_schedule(scheduler, 8, image_tokens=9)
+    found = flow_schedule(scheduler, 8, mu=1.0)
     scheduler.set_timesteps(8)
     assert torch.equal(found.sigmas, scheduler.sigmas) and float(found.sigmas[-1]) == 0
     assert torch.equal(found.timesteps, scheduler.timesteps.float())

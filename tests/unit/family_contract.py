@@ -81,9 +81,9 @@ class FamilyContract:
     def policy(self, folder: Path) -> DenoisingPolicy:
         return self.load(folder)
 
-    def load(self, folder: Path, spec: TrainSpec = LORA) -> DenoisingPolicy:
+    def load(self, folder: Path, spec: TrainSpec = LORA, dtype: str = "float32") -> DenoisingPolicy:
         policy: Any = self.policy_type
-        policy = policy(path=str(folder), dtype="float32", **self.options)
+        policy = policy(path=str(folder), dtype=dtype, **self.options)
         policy.load("cpu")
         policy.prepare(spec, False)
         return policy
@@ -166,6 +166,18 @@ class FamilyContract:
         moved = {name for name, value in policy.trainable().items() if not torch.equal(value, start[name])}
         expected = {name for name in start if not any(part in name for part in self.idle)}
         assert moved == expected, sorted(expected ^ moved)[:3]
+
+    @pytest.mark.parametrize("spec", [LORA, TrainSpec()], ids=["lora", "full"])
+    def test_bfloat16_draws_and_has_a_gradient(self, folder: Path, spec: TrainSpec) -> None:
+        policy = self.load(folder, spec, "bfloat16")
+        plan = self.planned(policy, self.guidance[-1], num_steps=2)
+        rollout = policy.rollout(self.draws(1, 2), plan, every(plan))
+        chunk = next(iter(policy.chunks(rollout, rollout.mask, 2)))
+        log_prob = policy.replay(rollout, chunk).log_prob
+        torch.testing.assert_close(log_prob.detach(), chunk.take(rollout.log_prob), rtol=0, atol=0.05)
+        log_prob.sum().backward()
+        gradients = [p.grad for p in policy.trainable().values() if p.grad is not None]
+        assert any(bool(g.any()) for g in gradients) and all(bool(g.isfinite().all()) for g in gradients)
 
     def test_a_lora_target_that_matches_nothing_is_named(self, folder: Path) -> None:
         with pytest.raises(UserError, match=r"LoRA target 'attn\.nowhere' matches no layer"):

@@ -12,7 +12,7 @@ import torch
 from mmrl.advantage.care import GrpoCare
 from mmrl.advantage.group import DrAdvantage
 from mmrl.advantage.rac import Rac
-from mmrl.advantage.types import Scored
+from mmrl.advantage.types import Following, Scored
 from mmrl.distributed import Group
 from mmrl.errors import UserError
 from mmrl.evaluate import evaluate
@@ -182,7 +182,7 @@ def test_the_picture_is_hidden_from_the_verdict_and_seen_by_consistency() -> Non
 def test_an_objective_asks_for_what_its_shapings_need() -> None:
     plain, care = Objective(DrAdvantage()), Objective(DrAdvantage(), shaping=(GrpoCare(),))
     assert plain.follows is None and plain.measures(0) == () and plain.evaluates == ()
-    assert care.follows == (0.995, 10) and care.measures(3) == ("consistency",)
+    assert care.follows == Following(0.995, 10) and care.measures(3) == ("consistency",)
     assert Objective(DrAdvantage(), shaping=(GrpoCare(weight=0),)).follows is None
     often, seldom = Rac(), Rac(every=5)
     both = Objective(DrAdvantage(), shaping=(GrpoCare(), seldom))

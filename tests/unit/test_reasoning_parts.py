@@ -366,7 +366,7 @@ def test_a_config_names_correction_and_refill() -> None:
         ([f"{base}.correction={{name: tis}}"], "needs log-probs reported by"),
         ([gspo, f"{base}.aggregate=seq_mean_token_mean"], "use surrogate clip"),
         ([gspo], r"objective.*aggregate token_mean .* use seq_mean_token_mean or seq_mean_token_sum"),
-        ([f"{base}.advantage={{name: treepo}}"], "advantage treepo needs rollouts that branch"),
+        ([f"{base}.advantage={{name: treepo}}"], "this objective reads a tree; add branch"),
         ([f"{base}.surrogate={{name: dcpo}}"], "surrogate dcpo needs a probability of each step"),
         ([f"{base}.surrogate={{name: aspo}}"], "surrogate aspo needs all steps of a sample"),
         ([f"{base}.terms=[{{name: kl, coef: 0.1, on: certain}}]"], "term kl needs an entropy"),

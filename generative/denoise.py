@@ -73,28 +73,26 @@ def grow(
     """Denoise one latent per draw under a `DenoisingPlan`; the steps `selected (S,)` bool (and every split) may be trained."""
     trees = forest(plan, draws, selected)
     node, noisy, steps = trees.node, trees.noisy, plan.num_steps
-    edge = noisy & (selected.bool() | trees.split)
     keep = torch.zeros(len(draws), steps + 1, dtype=torch.bool)
-    keep[:, :-1] |= edge
-    keep[:, 1:] |= edge
+    keep[:, :-1] |= trees.trained
+    keep[:, 1:] |= trees.trained
     shape, device = policy.adapter.latent_shape(policy.adapter.size(plan)), policy.device
     own = Noise([draw.seed for draw in draws], shape, device)
     rows, which = distinct(node[:, 0])
     if plan.start_noise == "shared":
         x = Noise([draws[i].group_seed for i in rows], shape, device).draw(policy.adapter.noise_dtype)
     else:
-        x = own.draw(policy.adapter.noise_dtype)
+        x = own.draw(policy.adapter.noise_dtype)[rows]
     walk = Walk(policy, asks, conditioning, plan, schedule)
     store = _Store(len(draws), steps, means)
     columns = {name: torch.zeros(len(draws), steps) for name in ("log_prob", "std")}
     random = torch.zeros(len(draws), steps, dtype=torch.bool)
-    ends = _end_of_window(plan, selected)
-    wants_clean = ends < steps or plan.solver == "dpm2m" or plan.decode == "clean"
+    wants_clean = trees.ends < steps or plan.solver == "dpm2m" or plan.decode == "clean"
     before: Tensor | None = None
     clean = x
     for k in range(steps):
         store.keep(k, x, keep[:, k], which)
-        if k == ends:
+        if k == trees.ends:
             x, clean = _finish(walk, x, rows, before, k)
             break
         output = walk.predict(x, rows, schedule.timesteps[k])
@@ -140,7 +138,7 @@ def grow(
         at,
         columns["log_prob"],
         columns["std"],
-        random & edge,
+        random & trees.trained,
         final[which.to(device)],
         walk.forwards,
     )
@@ -197,13 +195,6 @@ def _noise(
     common = Noise([seed for seed, _ in pairs], shape, device).draw()
     q = plan.branch.spread
     return (common + q * single) / (1 + q**2) ** 0.5
-
-
-def _end_of_window(plan: Any, selected: Tensor) -> int:
-    """The step from which a Flash rollout takes larger steps; past the last step without Flash."""
-    if plan.flash is None:
-        return int(plan.num_steps)
-    return int(selected.nonzero().max()) + 1
 
 
 def _solved(schedule: Any, k: int, x: Tensor, clean: Tensor, before: Tensor | None) -> Tensor:

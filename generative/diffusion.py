@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmrl.errors import UserError
 from mmrl.generative.noise import Noise
-from mmrl.generative.plan import DiffusionPlan
+from mmrl.generative.plan import DiffusionPlan, DiffusionSampling
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.generative.schedule import DiffusionSchedule, ddim_schedule
 from mmrl.generative.transition import Prediction, Transition, ddim_transition, expand, rows_mean
@@ -21,6 +21,7 @@ class DiffusionPolicy(DenoisingPolicy):
     """The network predicts epsilon or v, as the loaded scheduler's `prediction_type` says. Raises UserError for others."""
 
     plan_type: ClassVar[type[BaseModel]] = DiffusionPlan
+    sampling_type: ClassVar[type[BaseModel]] = DiffusionSampling
 
     def check_train(self, train: Any) -> None:
         super().check_train(train)

@@ -65,6 +65,7 @@ class FlowPolicy(ForwardPolicy):
             schedule.sigmas[steps + 1],
             kind=kind,
             level=plan.sampler.level if stochastic else 0.0,
+            truncate=plan.sampler.truncate if stochastic else None,
             sigma_max=schedule.sigma_max,
             noise=noise,
             x_next=x_next,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.generative.solver import tail
 from mmrl.rollout import Draw
 from mmrl.seeding import derive_seed
 
@@ -27,27 +28,27 @@ class Forest:
     """N samples over S steps.
 
     `node (N, S + 1)` int64: the node that a sample is in after k steps, numbered from 0 over the whole forest; `noisy (N, S)` bool:
-    the edge draws noise; `path (N, S)` int64: of a branching tree, the node after each step under a name that is the same on every
-    process (0 without a tree); `part (N,)` int64: samples of a group are compared inside their part; `seeds` (by node): of the
-    noise on the edge to a node of a branching tree, (of what siblings share, the node's own); `split (S,)` bool: steps at which the
-    tree branches.
+    the edge draws noise; `trained (N, S)` bool: and may be trained; `path (N, S)` int64: of a branching tree, the node after each
+    step under a name that is the same on every process (0 without a tree); `part (N,)` int64: samples of a group are compared
+    inside their part (None: with the whole group); `seeds` (by node): of the noise on the edge to a node of a branching tree, (of
+    what siblings share, the node's own); `split (S,)` bool: steps at which the tree branches. From step `ends` on (S without Flash)
+    the rollout is finished in `rest` larger steps.
     """
 
     node: Tensor
     noisy: Tensor
+    trained: Tensor
     path: Tensor
-    part: Tensor
+    part: Tensor | None
     seeds: dict[int, tuple[int, int]]
     split: Tensor
-
-    @property
-    def shares(self) -> bool:
-        """Some samples share a node beyond the start noise."""
-        return any(len(self.node[:, k].unique()) < len(self.node) for k in range(1, self.node.shape[1]))
+    ends: int
+    rest: int
 
     def calls(self) -> int:
         """Network passes of the rollout, without guidance: one per node and step."""
-        return sum(len(self.node[:, k].unique()) for k in range(self.noisy.shape[1]))
+        nodes = [len(column.unique()) for column in self.node.T]
+        return sum(nodes[: self.ends]) + self.rest * nodes[self.ends]
 
     def edges(self, trained: Tensor) -> int:
         """Distinct noisy edges at the steps `trained (S,)` bool or `(N, S)` bool."""
@@ -60,44 +61,44 @@ def forest(plan: Any, draws: Sequence[Draw], selected: Tensor) -> Forest:
 
     A pure function, the same on every process for the samples that it has.
     """
-    steps = plan.num_steps
-    branches = _branches(plan, draws)
+    steps, tree = plan.num_steps, plan.branch is not None
+    split = forced(plan) if tree else torch.zeros(steps, dtype=torch.bool)
     noisy = _noisy(plan, draws, selected)
-    split = torch.zeros(steps, dtype=torch.bool)
-    if plan.branch is not None:
-        split[list(plan.branch.at)] = True
+    branches = _branches(plan, draws)
     ids: dict[tuple[Any, ...], int] = {}
     seeds: dict[int, tuple[int, int]] = {}
     rows: list[list[int]] = []
     names = torch.zeros(len(draws), steps, dtype=torch.int64)
     for i, draw in enumerate(draws):
-        shared = plan.start_noise == "shared"
-        place = ids.setdefault(
-            (draw.prompt.text, draw.prompt.id, "shared" if shared else "own", draw.group_seed if shared else draw.seed),
-            len(ids),
-        )
+        start = ("shared", draw.group_seed) if plan.start_noise == "shared" else ("own", draw.seed)
+        row = [ids.setdefault((draw.prompt.text, draw.prompt.id, *start), len(ids))]
         path: tuple[int, ...] = ()
-        row = [place]
         for k in range(steps):
-            if not noisy[i, k]:
-                how: tuple[Any, ...] = ("ode",)
-            elif plan.branch is None:
-                how = ("own", draw.seed)
-            else:
-                how = ("tree",)
-            if split[k]:
-                path = (*path, branches[i][k])
-            if how[0] == "tree":
-                how = ("tree", path)
-            place = ids.setdefault((place, k, *how), len(ids))
-            if how[0] == "tree" and place not in seeds:
-                common = derive_seed(draw.group_seed, "branch", k, *(path[:-1] if split[k] else path))
-                seeds[place] = (common, derive_seed(draw.group_seed, "branch", k, "own", *path))
-            if plan.branch is not None:
+            above, path = path, (*path, branches[i][k]) if split[k] else path
+            noise: tuple[Any, ...] = ()
+            if noisy[i, k]:
+                noise = path if tree else ("own", draw.seed)
+            place = ids.setdefault((row[-1], k, *noise), len(ids))
+            if tree:
                 names[i, k] = derive_seed(draw.group_seed, draw.group, "node", k, *path)
+            if tree and noisy[i, k] and place not in seeds:
+                common = derive_seed(draw.group_seed, "branch", k, *above)
+                seeds[place] = common, derive_seed(draw.group_seed, "branch", k, "own", *path)
             row.append(place)
         rows.append(row)
-    return Forest(torch.tensor(rows), noisy, names, _parts(plan, draws), seeds, split)
+    trained = noisy & (selected.bool() | forced(plan))
+    return Forest(
+        torch.tensor(rows), noisy, trained, names, _parts(plan, draws), seeds, split, *_ending(plan, selected)
+    )
+
+
+def forced(plan: Any) -> Tensor:
+    """Steps `(S,)` bool that are trained whatever else is selected: splits, and steps at which a fan leaves the ODE."""
+    found = torch.zeros(plan.num_steps, dtype=torch.bool)
+    for block in (plan.branch, plan.fan_out):
+        if block is not None:
+            found[list(block.at)] = True
+    return found
 
 
 def _branches(plan: Any, draws: Sequence[Draw]) -> list[dict[int, int]]:
@@ -120,13 +121,19 @@ def _noisy(plan: Any, draws: Sequence[Draw], selected: Tensor) -> Tensor:
         for i, draw in enumerate(draws):
             found[i, at[draw.member % len(at)]] = True
         return found
-    found[:] = True if plan.stochastic == "all" else selected.bool()
-    if plan.branch is not None:
-        found[:, list(plan.branch.at)] = True
+    found[:] = True if plan.stochastic == "all" else selected.bool() | forced(plan)
     return found
 
 
-def _parts(plan: Any, draws: Sequence[Draw]) -> Tensor:
+def _parts(plan: Any, draws: Sequence[Draw]) -> Tensor | None:
     if plan.fan_out is None:
-        return torch.zeros(len(draws), dtype=torch.int64)
+        return None
     return torch.tensor([draw.member % len(plan.fan_out.at) for draw in draws])
+
+
+def _ending(plan: Any, selected: Tensor) -> tuple[int, int]:
+    """The step after the last selected one, and the number of Flash steps from there."""
+    if plan.flash is None:
+        return plan.num_steps, 0
+    ends = int(selected.nonzero().max()) + 1 if bool(selected.any()) else 0
+    return ends, len(tail(plan.num_steps, ends, plan.flash.ratio)) - 1 if ends < plan.num_steps else 0

@@ -17,6 +17,8 @@ class Sampler(BaseModel):
 
     kind: Literal["flow_sde", "dance_sde", "cps", "ddim", "ode"]
     level: float = Field(default_factory=lambda data: DEFAULT_LEVEL.get(data.get("kind"), 0.0), ge=0)
+    truncate: PositiveFloat | None = None
+    """flow_sde: no step has a larger std than this (LongCat-Video: 0.45)."""
 
     @model_validator(mode="after")
     def _level_fits(self) -> Sampler:
@@ -25,6 +27,8 @@ class Sampler(BaseModel):
         most = LARGEST_LEVEL.get(self.kind)
         if most is not None and self.level > most:
             raise ValueError(f"level {self.level} is too large for '{self.kind}'; expected a number in (0, {most}]")
+        if self.truncate is not None and self.kind != "flow_sde":
+            raise ValueError(f"truncate bounds the noise of 'flow_sde', not that of '{self.kind}'; leave it out")
         return self
 
 
@@ -58,6 +62,13 @@ class FlowSampling(Sampling):
 
     shift: PositiveFloat | None = None
     """Use `shift(linspace(1, 0))` instead of the model's own schedule."""
+
+
+class DiffusionSampling(Sampling):
+    """Sampling of a diffusion model."""
+
+    solver: Literal["euler"] = "euler"
+    """DDIM with eta 0."""
 
 
 class Block(BaseModel):
@@ -195,15 +206,15 @@ class FlowPlan(DenoisingPlan, FlowSampling):
         return "flow_sde (level 0.7), dance_sde (level 0.3), cps (level 0.8)"
 
 
-class DiffusionPlan(DenoisingPlan):
+class DiffusionPlan(DiffusionSampling, DenoisingPlan):
     """Rollout of a diffusion model: DDIM with noise eta = `level`."""
 
     sampler: Sampler = Sampler(kind="ddim")
 
     @model_validator(mode="after")
     def _ddim_kind(self) -> DiffusionPlan:
-        if self.flash is not None or self.solver != "euler":
-            raise ValueError("flash and solver: dpm2m are defined for flow-matching models; leave them out")
+        if self.flash is not None:
+            raise ValueError("flash is defined for flow-matching models; leave it out")
         if self.sampler.kind not in ("ddim", "ode"):
             raise ValueError(
                 f"a diffusion model has no sampler '{self.sampler.kind}'; use {self._valid_samplers()} or ode"

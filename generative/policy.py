@@ -23,12 +23,11 @@ from mmrl.generative import export
 from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors
 from mmrl.generative.denoise import grow, solve
 from mmrl.generative.families.base import Adapter
-from mmrl.generative.forest import forest
+from mmrl.generative.forest import forced, forest
 from mmrl.generative.forward.direct import drawn_with_gradient
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order
 from mmrl.generative.plan import DenoisingPlan, Sampling
-from mmrl.generative.solver import tail
 from mmrl.generative.train import TrainSpec
 from mmrl.generative.transition import Transition, kl_divergence
 from mmrl.policy import ModelName
@@ -69,22 +68,14 @@ class DenoisingPolicy(Component):
         step has one depends on the loaded scheduler; here it is taken to.)"""
         if plan.sampler.kind == "ode" or plan.sampler.level == 0:
             return torch.zeros(len(allowed), dtype=torch.bool)
-        random = allowed.bool().clone()
-        if plan.fan_out is not None:
-            random[:] = False
-            random[list(plan.fan_out.at)] = allowed.bool()[list(plan.fan_out.at)]
-        if plan.branch is not None:
-            random[list(plan.branch.at)] = True
+        random = forced(plan) if plan.fan_out is not None else allowed.bool() | forced(plan)
         if plan.sampler.kind == "cps":
             random[-1] = False
         return random
 
     def forced_steps(self, plan: Any) -> Tensor:
-        """Steps `(S,)` bool that are trained whatever the step selector says: the splits of a tree."""
-        forced = torch.zeros(plan.num_steps, dtype=torch.bool)
-        if plan.branch is not None:
-            forced[list(plan.branch.at)] = True
-        return forced
+        """Steps `(S,)` bool that are trained whatever the step selector says: those that the plan itself names."""
+        return forced(plan)
 
     def check_plan(self, plan: Any, objective: Any) -> None:
         """Raises ValueError with the valid settings when `plan` cannot feed `objective`: no log-prob, no such view."""
@@ -94,6 +85,11 @@ class DenoisingPolicy(Component):
             raise ValueError("this objective reads a tree; add branch: {at: [steps], factor: children}")
         if plan.branch is not None and not objective.reads_tree:
             raise ValueError("the samples of a branching rollout share edges; use objective.advantage {name: branch}")
+        if plan.flash is not None and all(objective.plan_steps(plan.num_steps, k, k)[-1] for k in range(20)):
+            raise ValueError(
+                "flash shortens the steps after those that are trained, and objective.steps.select goes to the last step; use "
+                "{name: window}"
+            )
         for view, _ in objective.needs:
             if view not in VIEWS:
                 raise ValueError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
@@ -117,22 +113,18 @@ class DenoisingPolicy(Component):
         parts = " and ".join(train.parts or ("the denoising network",))
         return f"{parts}, {', '.join(train.parameters)}" if train.parameters else f"{parts}, all weights"
 
+    def trained_pairs(self, plan: Any, steps: Tensor, trained: int, group: int) -> int:
+        """(sample, step) pairs that a group trains, a shared step once, where a sample has `trained` of them."""
+        if plan.branch is None and plan.fan_out is None:
+            return trained * group
+        trees = forest(plan, _members(group), steps)
+        return trees.edges(trees.trained & self.stochastic_steps(plan, steps))
+
     def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
         """Network passes per image; one with guidance counts as two."""
-        c = self.passes_per_step(plan)
-        prompt = Prompt("", "")
-        draws = [Draw(prompt, 0, member, member, 0) for member in range(group)]
-        trees = forest(plan, draws, steps)
-        calls = trees.calls()
-        if plan.flash is not None:
-            start = int(steps.nonzero().max()) + 1
-            if start < plan.num_steps:
-                calls -= (plan.num_steps - start) * group
-                calls += (len(tail(plan.num_steps, start, plan.flash.ratio)) - 1) * group
-        update = trained * group
-        if plan.branch is not None or plan.fan_out is not None:
-            update = trees.edges(self.stochastic_steps(plan, steps) & (steps | self.forced_steps(plan)))
-        return {"rollout": calls * c / group, "update": update * replays * c / group}
+        share = self.passes_per_step(plan) / group
+        pairs = self.trained_pairs(plan, steps, trained, group)
+        return {"rollout": forest(plan, _members(group), steps).calls() * share, "update": pairs * replays * share}
 
     # -- the loaded model
 
@@ -504,6 +496,11 @@ class DenoisingPolicy(Component):
             raise UserError(f"cannot export to '{to}'; valid: {', '.join(self.exports)}")
         chosen: Any = plan or self.sampling_type()
         return export.write(self, Path(folder), to, chosen)
+
+
+def _members(group: int) -> list[Draw]:
+    """The draws of a group of any prompt."""
+    return [Draw(Prompt("", ""), 0, member, member, 0) for member in range(group)]
 
 
 def _check_view(view: str) -> None:

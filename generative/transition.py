@@ -6,7 +6,7 @@ Symbols: `sigma` is the noise level of `x`, `sigma'` that of the next latent, `D
 
 Rectified flow, stochastic (one form, two choices of g):
     mu = x - D (v + g^2 / (2 sigma) eh),   s = g sqrt(D),   x' = mu + s z
-    flow_sde (Flow-GRPO):   g = a sqrt(sigma / (1 - min(sigma, sigma_max)))
+    flow_sde (Flow-GRPO):   g = a sqrt(sigma / (1 - min(sigma, sigma_max))), and at most c / sqrt(D) where truncated (LongCat-Video)
     dance_sde (DanceGRPO):  g = a
 cps (coefficient-preserving): s = sigma' sin(a pi/2), mu = (1 - sigma') x0h + sigma' cos(a pi/2) eh
 ode: mu = x - D v, no density
@@ -68,6 +68,7 @@ def flow_transition(
     kind: FlowKind,
     level: float,
     sigma_max: Tensor | float,
+    truncate: float | None = None,
     noise: Tensor | None = None,
     x_next: Tensor | None = None,
 ) -> Transition:
@@ -88,6 +89,8 @@ def flow_transition(
         mean, std = _cps(v, x, s0, s1, level)
     else:
         g = _flow_g(s0, expand(sigma_max, x), level) if kind == "flow_sde" else torch.full_like(s0, level)
+        if truncate is not None:
+            g = torch.minimum(g, truncate / dt.sqrt())
         mean = x - dt * (v + g**2 / (2 * s0) * (x + (1 - s0) * v))
         std = g * dt.sqrt()
     return _finish(v, mean, std, dt, kind, noise, x_next)

@@ -16,6 +16,7 @@ from mmrl.config.dump import dump, flatten
 from mmrl.config.resolve import load
 from mmrl.config.resolved import Resolved, ResolvedDirect, ResolvedDraws, ResolvedExamples, ResolvedRL, ResolvedStage
 from mmrl.config.source import COMMAND_LINE, Path_
+from mmrl.curriculum.selection import SelectAll
 from mmrl.errors import ConfigError, UserError
 from mmrl.image import read_image
 from mmrl.media import is_image
@@ -138,15 +139,17 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
     """The batch geometry in one line."""
     section = stage.section
     samples = section.prompts_per_step * section.group_size
-    trained = trained_steps(stage, resolved.policy, resolved.config.run.seed)
-    kept = (
-        samples if stage.objective.selection_size is None else section.prompts_per_step * stage.objective.selection_size
-    )
-    rows = kept * trained if resolved.policy.flat_chunks else kept
+    planned = planned_steps(stage, resolved.policy, resolved.config.run.seed)
+    trained: float = trained_steps(stage, resolved.policy, resolved.config.run.seed)
+    if hasattr(resolved.policy, "trained_pairs"):
+        group = section.group_size
+        trained = resolved.policy.trained_pairs(stage.plan, planned, int(trained), group) / group
+    kept = samples * _kept(stage)
+    rows = round(kept * trained if resolved.policy.flat_chunks else kept)
     per_update = -(-rows // (section.updates_per_rollout * processes))
     return (
         f"{section.prompts_per_step} prompts x {section.group_size} samples = {samples} per step; "
-        f"{processes} process{'es' if processes > 1 else ''} x {-(-samples // processes)}; {trained} of "
+        f"{processes} process{'es' if processes > 1 else ''} x {-(-samples // processes)}; {trained:g} of "
         f"{stage.objective.num_steps(resolved.policy.plan_steps(stage.plan))} steps trained; {section.updates_per_rollout} update"
         f"{'s' if section.updates_per_rollout > 1 else ''} x {-(-per_update // section.micro_batch)} micro-batches of "
         f"{min(section.micro_batch, per_update)}" + (f"; {section.epochs} epochs" if section.epochs > 1 else "")
@@ -156,7 +159,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
     again = stage.objective.replays_old(are_replayed(stage.section.old_log_probs, resolved.policy))
-    replays = 1 + again + len(stage.objective.needs)
+    replays = (1 + len(stage.objective.needs)) * stage.section.epochs + again
     seed, group = resolved.config.run.seed, stage.section.group_size
     unseen = torch.zeros(resolved.policy.plan_steps(stage.plan), dtype=torch.bool)
     plans = {}
@@ -169,9 +172,20 @@ def cost(stage: ResolvedRL, resolved: Resolved) -> str:
         )
         for planned, trained in plans.values()
     ]
+    for one in each:
+        one["update"] *= _kept(stage)
     what = "image" if resolved.policy.flat_chunks else "answer"
-    parts = [f"{_range([one[name] for one in each])} {name}" for name in each[0]]
-    return f"forward passes per {what}: {', '.join(parts)}"
+    rollout, update = (_range([one[name] for one in each]) for name in ("rollout", "update"))
+    most = (
+        "" if stage.objective.selection_size is not None or type(stage.objective.selection) is SelectAll else "up to "
+    )
+    return f"forward passes per {what}: {rollout} rollout, {most}{update} update"
+
+
+def _kept(stage: ResolvedRL) -> float:
+    """The share of samples that the selection leaves, where it says how many."""
+    size = stage.objective.selection_size
+    return 1.0 if size is None else min(size / stage.section.group_size, 1.0)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -35,6 +35,9 @@ class Policy(Protocol):
     - `drawn_with_gradient(draws, plan, method, last, at, penalty)`: pictures `(B, 3, H, W)` in [0, 1] with gradient, as a direct
       stage asks for them, and `(B,)` how far their steps' predictions are from the reference's (0 without `penalty`); `at`
       chooses the step where one is chosen;
+    - `forced_steps(plan)`: steps `(S,)` bool that its rollouts train whatever the step selector says;
+    - `trained_pairs(plan, steps, trained, group)`: how many (sample, step) pairs a group trains, where samples share steps or train
+      different ones; else `trained` of each;
     - `as_slow()`: a context in which `rollout` draws with the slow copy of the weights;
     - `keep_slow()`, called when a stage starts that wants one: keep a slow copy of what is trained, as it is then, which
       `frozen_state` holds too and `replay` runs as model "ema"; `follow(decay)`: slow <- decay slow + (1 - decay) weights.

@@ -31,9 +31,10 @@ class ForwardPolicy(DenoisingPolicy):
         forward = objective.forward
         if forward is None:
             return
-        if plan.branch is not None or plan.fan_out is not None:
+        if plan.branch is not None or plan.fan_out is not None or plan.flash is not None:
             raise ValueError(
-                "branch and fan_out credit single steps of a rollout, and this objective sees finished samples; leave them out"
+                "branch, fan_out and flash are about single steps of a rollout, and this objective sees finished samples; leave "
+                "them out (fewer steps of second order: num_steps and solver: dpm2m)"
             )
         for term in (term for term in objective.terms if term.coef):
             if getattr(term, "estimator", "exact") != "exact" or getattr(term, "norm", "v") != "v":

@@ -57,11 +57,9 @@ def test_equal_rewards_have_no_advantage() -> None:
 DPM = json.loads((Path(__file__).parent / "data" / "mixgrpo__dpm_updates.json").read_text())
 
 
-@pytest.mark.parametrize("name", DPM["outputs"])
+@pytest.mark.parametrize("name", [name for name in DPM["outputs"] if "heun" not in name])
 def test_dpm_solver_steps(name: str) -> None:
     """Midpoint and first-order steps; the Heun form and the stochastic forms of the file are not offered."""
-    if "heun" in name:
-        return
     order, index = name.split("_order")[0], int(name.rpartition("_")[2])
     given = {key: torch.tensor(value["data"]).reshape(value["shape"]) for key, value in DPM["inputs"].items()}
     sigmas = given["sigmas"].tolist()

@@ -92,6 +92,8 @@ class Loop:
         single = normal(derive_seed(draw.group_seed, "branch", k, "own", *path))
         if k not in plan.branch.at:
             return single
+        if plan.branch.noise == "scaled":
+            return plan.branch.spread * single
         common, q = normal(derive_seed(draw.group_seed, "branch", k, *path[:-1])), plan.branch.spread
         return (common + q * single) / math.sqrt(1 + q * q)
 
@@ -110,6 +112,8 @@ class Loop:
             noisy = self.is_noisy(k)
             if noisy:
                 g = plan.sampler.level * math.sqrt(s0 / (1 - min(s0, sigmas[1])))
+                if plan.sampler.truncate is not None:
+                    g = min(g, plan.sampler.truncate / math.sqrt(s0 - s1))
                 mean = x - (s0 - s1) * (v + g * g / (2 * s0) * (x + (1 - s0) * v))
                 std = g * math.sqrt(s0 - s1)
                 x = mean + std * self.noise(k)
@@ -160,7 +164,9 @@ PLANS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "fan out": ({"stochastic": "selected", "start_noise": "shared", "fan_out": {"at": [1, 4]}}, list(range(NUM))),
     "branch": ({"start_noise": "shared", "branch": {"at": [0, 3]}, "decode": "clean"}, list(range(NUM - 1))),
     "branch mix": ({"start_noise": "shared", "stochastic": "selected", "branch": {"at": [0, 3]}}, [1]),
-    "scaled": ({"start_noise": "shared", "branch": {"at": [0, 3], "noise": "correlated", "spread": 2.0}}, [0, 1]),
+    "other spread": ({"start_noise": "shared", "branch": {"at": [0, 3], "spread": 2.0}}, [0, 1]),
+    "scaled": ({"start_noise": "shared", "branch": {"at": [0, 3], "noise": "scaled"}}, [0, 1]),
+    "truncated": ({"sampler": {"kind": "flow_sde", "truncate": 0.2}}, list(range(NUM))),
 }
 
 

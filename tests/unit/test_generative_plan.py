@@ -23,9 +23,13 @@ from mmrl.errors import UserError
 from mmrl.generative.families.tiny import TinySD3, TinySD15
 from mmrl.generative.identity_vae import identity_vae
 from mmrl.generative.plan import DiffusionPlan, FlowPlan
-from mmrl.generative.schedule import ddim_schedule, flow_prediction, flow_schedule
+from mmrl.generative.schedule import ddim_schedule, flow_prediction, flow_schedule, shifted_schedule
+from mmrl.generative.solver import tail
 from mmrl.generative.tiny_text import phrase_tokenizer, word_tokenizer
 from mmrl.generative.train import TrainSpec
+
+SHARED: dict[str, Any] = {"start_noise": "shared"}
+SELECTED: dict[str, Any] = {**SHARED, "stochastic": "selected"}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,20 @@ from mmrl.generative.train import TrainSpec
         (FlowPlan, {"num_stps": 4}, "Extra inputs"),
         (DiffusionPlan, {"sampler": {"kind": "cps"}}, "diffusion model has no sampler 'cps'"),
         (DiffusionPlan, {"shift": 3.0}, "Extra inputs"),
+        (FlowPlan, {"sampler": {"kind": "cps", "truncate": 0.45}}, "truncate bounds the noise of 'flow_sde'"),
+        (FlowPlan, {"branch": {"at": [0]}}, "grows from one start noise per group; add start_noise: shared"),
+        (FlowPlan, {**SHARED, "branch": {"at": [3, 0]}}, r"got \[3, 0\]; expected different steps in rising order"),
+        (FlowPlan, {**SHARED, "branch": {"at": [10]}}, r"branch.at names step 10, but there are 10 \(0 to 9\)"),
+        (FlowPlan, {**SHARED, "branch": {"at": [0]}, "sampler": {"kind": "ode"}}, "but the sampler draws none"),
+        (FlowPlan, {**SHARED, "branch": {"at": [9]}, "sampler": {"kind": "cps"}}, "has no noise under 'cps'"),
+        (FlowPlan, {**SELECTED, "branch": {"at": [0]}, "fan_out": {"at": [0]}}, "two different trees; use one"),
+        (FlowPlan, {**SHARED, "fan_out": {"at": [0]}}, "at its own steps alone; add stochastic: selected"),
+        (FlowPlan, {**SELECTED, "flash": {}, "fan_out": {"at": [0]}}, "with branch or fan_out there is no window"),
+        (FlowPlan, {"flash": {}}, "flash follows the ODE after the window; add stochastic: selected"),
+        (FlowPlan, {**SELECTED, "flash": {"ratio": 1.5}}, "less than or equal to 1"),
+        (DiffusionPlan, {**SELECTED, "flash": {}}, "flash is defined for flow-matching models"),
+        (DiffusionPlan, {"solver": "dpm2m"}, "Input should be 'euler'"),
+        (TinySD15.sampling_type, {"solver": "dpm2m"}, "Input should be 'euler'"),
         (TrainSpec, {"rank": 8}, "rank belongs to mode: lora"),
         (TrainSpec, {"mode": "lora", "parts": ["transformer"]}, "parts belongs to mode: full"),
     ],
@@ -91,6 +109,59 @@ def test_a_plan_without_a_density_cannot_feed_a_loss_that_reads_log_probs() -> N
     with pytest.raises(ValueError, match="no view 'masked'"):
         policy.check_plan(FlowPlan(), objective(norm="s2", view="masked"))
     policy.check_plan(FlowPlan(), objective(norm="g2"))
+
+
+def test_a_group_must_fit_its_tree() -> None:
+    tree = FlowPlan.model_validate({**SHARED, "branch": {"at": [0, 3], "factor": 3}})
+    tree.check_group(9)
+    with pytest.raises(ValueError, match="2 times into 3, so a group has 9 samples, but group_size is 8"):
+        tree.check_group(8)
+    fan = FlowPlan.model_validate({**SELECTED, "fan_out": {"at": [0, 2, 4]}})
+    fan.check_group(6)
+    for size in (3, 8):
+        with pytest.raises(ValueError, match=f"group_size is {size}; use a multiple of 3 from 6 on"):
+            fan.check_group(size)
+
+
+def test_flash_needs_steps_after_the_trained_ones() -> None:
+    plan = FlowPlan.model_validate({**SELECTED, "flash": {}})
+    window = objective()
+    window.plan_steps = lambda size, iteration, seed: torch.arange(size) < 4
+    TinySD3().check_plan(plan, window)
+    window.plan_steps = lambda size, iteration, seed: torch.ones(size, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"goes to the last step; use \{name: window\}"):
+        TinySD3().check_plan(plan, window)
+    with pytest.raises(ValueError, match="sees finished samples; leave them out"):
+        finished = objective()
+        finished.forward, finished.plan_steps = SimpleNamespace(), lambda size, iteration, seed: torch.arange(size) < 4
+        TinySD3().check_plan(plan, finished)
+
+
+@pytest.mark.parametrize(("first", "length", "steps"), [(0, 4, 11), (3, 4, 13), (10, 4, 17), (18, 4, 23), (21, 4, 25)])
+def test_flash_takes_the_steps_of_mixgrpo_and_always_ends_at_zero(first: int, length: int, steps: int) -> None:
+    """N = 25, r = 0.4: 11, 13 and 17 steps as counted in the original; where that would stop above sigma 0, one step more."""
+    plan = FlowPlan.model_validate({**SELECTED, "start_noise": "separate", "num_steps": 25, "flash": {}, "shift": 3.0})
+    selected = torch.zeros(25, dtype=torch.bool)
+    selected[first : first + length] = True
+    assert TinySD3().passes(plan, selected, length, 4, 1) == {"rollout": float(steps), "update": float(length)}
+    ends = first + length
+    if ends < 25:
+        sigmas = shifted_schedule(25, 3.0).at(tail(25, ends, 0.4))
+        assert float(sigmas[0]) == pytest.approx(float(shifted_schedule(25, 3.0).sigmas[ends])) and sigmas[-1] == 0
+
+
+def test_sigmas_between_the_steps_of_a_schedule() -> None:
+    model = flow_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0), 10, mu=0.0)
+    places = torch.arange(11).double()
+    for schedule in (model, shifted_schedule(10, 3.0)):
+        torch.testing.assert_close(schedule.at(places), schedule.sigmas)
+        told = [schedule.time_of(float(sigma)) for sigma in schedule.sigmas[:-1]]
+        assert told == pytest.approx(schedule.timesteps.tolist())
+        between = schedule.at(torch.tensor([4.5]))
+        assert schedule.sigmas[5] < between < schedule.sigmas[4]
+        assert schedule.timesteps[5] < schedule.time_of(float(between)) < schedule.timesteps[4]
+    with pytest.raises(ValueError, match="outside"):
+        model.time_of(1.5)
 
 
 def test_network_passes_are_counted() -> None:

@@ -145,7 +145,7 @@ class RLWork:
         lengths = self._lengths(rounds)
         edges = objective.edges(scored)
         if edges is not None:
-            meter.set(self._pruned(rounds, edges, lengths["original"]))
+            meter.set({"tree/edges": float(edges.sum()), "tree/trained": float(lengths["original"].sum())})
         # with a refill only what is kept is spread over the updates: which groups are useless is known only now
         whole = keep if keep.ndim == 1 else keep.any(1)
         if objective.whole_groups:
@@ -288,12 +288,6 @@ class RLWork:
             own = [part.train.sum(1).cpu() * part.seen.get(view, torch.ones(len(part.train))) for part in rounds]
             found[view] = torch.cat([self.group.gather_rows(one.long()) for one in own])
         return found
-
-    def _pruned(self, rounds: Sequence[Round], edges: np.ndarray, lengths: Tensor) -> dict[str, float]:
-        """How many edges of the trees drew noise, and how many of them are not trained."""
-        drew = [(part.rollout.mask.cpu() & torch.as_tensor(edges)[part.rows]).sum(1) for part in rounds]
-        number = sum(int(self.group.gather_rows(one).sum()) for one in drew)
-        return {"tree/edges": float(number), "tree/pruned": float(number - int(lengths.sum()))}
 
     def _compare(self, rounds: Sequence[Round], meter: Meter) -> None:
         """Compare and correct for an inference engine that drew the rollouts."""

@@ -248,7 +248,7 @@ class Objective:
         return self._once(keep, scored)
 
     def edges(self, scored: Scored) -> Bools | None:
-        """The edges of trees that could be trained, `(N, S)` bool, each once; None where whole samples are."""
+        """The edges of trees that have a scorable leaf, `(N, S)` bool, each once; None where advantages are those of samples."""
         return self._once(scored.scorable, scored) if self.advantage.per_step else None
 
     def _once(self, keep: Bools, scored: Scored) -> Bools:

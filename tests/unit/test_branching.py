@@ -195,11 +195,13 @@ def of_ranks(world: int, objective: Objective) -> tuple[np.ndarray, dict[str, fl
 def test_a_tree_in_a_step_is_trained_once_on_any_number_of_ranks() -> None:
     """4 groups of 6: 2 + 2 x 2 + 6 distinct edges each."""
     one, metrics = of_ranks(1, Objective(BranchAdvantage()))
-    assert (metrics["tree/edges"], metrics["tree/pruned"]) == (4 * 12, 0)
+    assert (metrics["tree/edges"], metrics["tree/trained"]) == (4 * 12, 4 * 12)
     for world in (2, 3):
         many, metrics = of_ranks(world, Objective(BranchAdvantage()))
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-8)
-        assert (metrics["tree/edges"], metrics["tree/pruned"]) == (4 * 12, 0)
+        assert (metrics["tree/edges"], metrics["tree/trained"]) == (4 * 12, 4 * 12)
+    _, pruned = of_ranks(2, Objective(BranchAdvantage(), select=DepthPruned(drop=(4, 5), stop=4)))
+    assert (pruned["tree/edges"], pruned["tree/trained"]) == (4 * 12, 4 * 4)
 
 
 def several(**options: Any) -> Scored:

@@ -258,6 +258,11 @@ def test_a_wrong_value_from_the_command_line_is_blamed_on_it(config: Path, overr
     assert failure(config, override).startswith(f"command line: {override}: {message}")
 
 
+def test_a_group_of_one_is_compared_with_what_is_remembered(config: Path) -> None:
+    one = ["stages.rl.group_size=1", "stages.rl.objective.advantage={name: per_prompt_history}"]
+    assert load(str(config), one).stages[1].section.group_size == 1
+
+
 def test_a_section_that_is_wrong_names_the_other_places_it_comes_from(config: Path, tmp_path: Path) -> None:
     config.write_text(
         BASE.replace("{name: shapes, split: train}", "{name: shapes, split: {part: train, held_out: 0.7}}")

@@ -2,7 +2,8 @@
 
 Assumptions:
 - every process holds all weights (data parallel); a VAE is float32;
-- trained weights are float32 with a float32 gradient and AdamW's two moments (16 bytes each), 4 more with an EMA; a full
+- trained weights are float32 with a float32 gradient and AdamW's two moments (16 bytes each), 4 more for an EMA, and for a slow
+  policy that the surrogate reads; a full
   fine-tuning with a reference keeps a frozen copy in the model's dtype;
 - activations of a transformer block in 16 bits are 34 bytes per token and channel, attention matrices not counted (a fused
   kernel); Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models". With gradient
@@ -77,9 +78,10 @@ def footprint(
     plan: Any,
     micro_batch: int,
     reference: bool,
-    ema: bool,
+    copies: int,
 ) -> Footprint:
-    """Of one rl stage: `train` and `plan` are its blocks, `micro_batch` the rows of an update, `targets` the family's LoRA targets. Raises UserError for a LoRA target that the network does not have."""
+    """Of one rl stage: `train` and `plan` are its blocks, `micro_batch` the rows of an update, `targets` the family's LoRA targets,
+    `copies` the slow copies of what is trained (EMA; a policy that follows). Raises UserError for a LoRA target that the network does not have."""
     network = _meta_network(found)
     size = BYTES[dtype]
     count = _count(network)
@@ -88,7 +90,7 @@ def footprint(
         trained += int(found.encoders)
     always = {
         "weights": found.networks * count * size + found.encoders * size + found.vae * 4.0,
-        "training": trained * (16.0 + 4.0 * ema),
+        "training": trained * (16.0 + 4.0 * copies),
     }
     if train.mode == "full":
         always["weights"] -= trained * size  # they are float32 while they are trained

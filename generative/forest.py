@@ -86,7 +86,7 @@ def forest(plan: Any, draws: Sequence[Draw], selected: Tensor) -> Forest:
                 seeds[place] = common, derive_seed(draw.group_seed, "branch", k, "own", *path)
             row.append(place)
         rows.append(row)
-    trained = noisy & (selected.bool() | forced(plan))
+    trained = noisy & (selected.bool() | forced(plan)) & counts(plan)
     return Forest(
         torch.tensor(rows), noisy, trained, names, _parts(plan, draws), seeds, split, *_ending(plan, selected)
     )
@@ -98,6 +98,13 @@ def forced(plan: Any) -> Tensor:
     for block in (plan.branch, plan.fan_out):
         if block is not None:
             found[list(block.at)] = True
+    return found
+
+
+def counts(plan: Any) -> Tensor:
+    """Steps `(S,)` bool whose noise reaches what is decoded: under `decode: clean` all but the last, which is never trained."""
+    found = torch.ones(plan.num_steps, dtype=torch.bool)
+    found[-1] = plan.decode == "final"
     return found
 
 
@@ -137,3 +144,9 @@ def _ending(plan: Any, selected: Tensor) -> tuple[int, int]:
         return plan.num_steps, 0
     ends = int(selected.nonzero().max()) + 1 if bool(selected.any()) else 0
     return ends, len(tail(plan.num_steps, ends, plan.flash.ratio)) - 1 if ends < plan.num_steps else 0
+
+
+def shortens(plan: Any, selected: Tensor) -> bool:
+    """Whether Flash takes fewer steps to the end than there are after the last selected one."""
+    ends, rest = _ending(plan, selected)
+    return rest < plan.num_steps - ends

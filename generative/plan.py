@@ -133,6 +133,10 @@ class DenoisingPlan(Sampling):
     @model_validator(mode="after")
     def _no_contradiction(self) -> DenoisingPlan:
         noiseless = self.sampler.kind == "ode" or self.sampler.level == 0
+        if self.solver == "dpm2m" and not noiseless and self.stochastic == "all":
+            raise ValueError(
+                "solver dpm2m is for steps without noise, and every step draws some; add stochastic: selected"
+            )
         if self.sampler.kind == "ode" and self.stochastic == "selected":
             raise ValueError("stochastic: selected asks for noise at the selected steps, but the sampler is 'ode'")
         for name in ("branch", "fan_out"):
@@ -147,6 +151,8 @@ class DenoisingPlan(Sampling):
                 raise ValueError(
                     f"{name}.at names step {block.at[-1]}, but there are {self.num_steps} (0 to {self.num_steps - 1})"
                 )
+            if self.decode == "clean" and block.at[-1] == self.num_steps - 1:
+                raise ValueError(f"{name}.at names the last step, whose noise decode: clean does not see")
             if self.sampler.kind == "cps" and block.at[-1] == self.num_steps - 1:
                 raise ValueError(f"{name}.at names the last step, which has no noise under 'cps'")
         if self.branch is not None and self.fan_out is not None:

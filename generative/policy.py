@@ -23,7 +23,7 @@ from mmrl.generative import export
 from mmrl.generative.conditioning import Ask, Conditioning, ConditioningCache, Picture, Tensors
 from mmrl.generative.denoise import grow, solve
 from mmrl.generative.families.base import Adapter
-from mmrl.generative.forest import forced, forest
+from mmrl.generative.forest import counts, forced, forest, shortens
 from mmrl.generative.forward.direct import drawn_with_gradient
 from mmrl.generative.noise import Noise
 from mmrl.generative.payload import Payload, pairs_in_order
@@ -68,7 +68,7 @@ class DenoisingPolicy(Component):
         step has one depends on the loaded scheduler; here it is taken to.)"""
         if plan.sampler.kind == "ode" or plan.sampler.level == 0:
             return torch.zeros(len(allowed), dtype=torch.bool)
-        random = forced(plan) if plan.fan_out is not None else allowed.bool() | forced(plan)
+        random = (forced(plan) if plan.fan_out is not None else allowed.bool() | forced(plan)) & counts(plan)
         if plan.sampler.kind == "cps":
             random[-1] = False
         return random
@@ -85,11 +85,14 @@ class DenoisingPolicy(Component):
             raise ValueError("this objective reads a tree; add branch: {at: [steps], factor: children}")
         if plan.branch is not None and not objective.reads_tree:
             raise ValueError("the samples of a branching rollout share edges; use objective.advantage {name: branch}")
-        if plan.flash is not None and all(objective.plan_steps(plan.num_steps, k, k)[-1] for k in range(20)):
+        if plan.flash is not None and not any(
+            shortens(plan, objective.plan_steps(plan.num_steps, k, k)) for k in range(20)
+        ):
             raise ValueError(
-                "flash shortens the steps after those that are trained, and objective.steps.select goes to the last step; use "
-                "{name: window}"
+                "flash shortens the steps after those that are trained, and objective.steps.select leaves none or too few that "
+                "could be fewer; use {name: window}, or a smaller flash.ratio"
             )
+        self._check_tree(plan, objective)
         for view, _ in objective.needs:
             if view not in VIEWS:
                 raise ValueError(f"a denoising policy has no view '{view}'; it has: {', '.join(VIEWS)}")
@@ -99,6 +102,19 @@ class DenoisingPolicy(Component):
             )
         if plan.sampler.kind == "ddim" and any(getattr(t, "norm", None) == "g2" for t in objective.terms):
             raise ValueError("the KL norm 'g2' is defined for flow samplers, not for 'ddim'; use 's2' or 'v'")
+
+    def _check_tree(self, plan: Any, objective: Any) -> None:
+        if plan.fan_out is not None and objective.selection_size is not None:
+            raise ValueError(
+                "fan_out compares the samples of one step with each other, and objective.selection takes the extremes of the whole "
+                "group; use selection: {name: all}"
+            )
+        first = objective.select.first_dropped
+        if plan.branch is not None and first is not None and first <= plan.branch.at[-1] + 1:
+            raise ValueError(
+                f"objective.steps.select drops depths down to {first}, but edges of a split are always trained, and the last split "
+                f"leads to depth {plan.branch.at[-1] + 1}; use stop and drop from {plan.branch.at[-1] + 2} on"
+            )
 
     def check_train(self, train: Any) -> None:
         """Raises ValueError, naming what is valid, when no model of this kind can be trained as `train` says."""
@@ -120,7 +136,7 @@ class DenoisingPolicy(Component):
         trees = forest(plan, _members(group), steps)
         return trees.edges(trees.trained & self.stochastic_steps(plan, steps))
 
-    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
+    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: float) -> dict[str, float]:
         """Network passes per image; one with guidance counts as two."""
         share = self.passes_per_step(plan) / group
         pairs = self.trained_pairs(plan, steps, trained, group)

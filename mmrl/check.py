@@ -129,10 +129,11 @@ def describe(stage: ResolvedStage, resolved: Resolved) -> list[str]:
     return [*lines, f"  {policy.footprint(*_memory(stage))}"] if hasattr(policy, "footprint") else lines
 
 
-def _memory(stage: ResolvedRL) -> tuple[Any, Any, int, bool, bool]:
+def _memory(stage: ResolvedRL) -> tuple[Any, Any, int, bool, int]:
     """What the footprint of a stage depends on."""
     reference = any(model == "reference" for _, model in stage.objective.needs)
-    return stage.train, stage.plan, stage.section.micro_batch, reference, stage.section.ema is not None
+    copies = (stage.section.ema is not None) + (stage.objective.follows is not None)
+    return stage.train, stage.plan, stage.section.micro_batch, reference, copies
 
 
 def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
@@ -159,7 +160,8 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     """Forward passes of the network per image (or per sample)."""
     again = stage.objective.replays_old(are_replayed(stage.section.old_log_probs, resolved.policy))
-    replays = (1 + len(stage.objective.needs)) * stage.section.epochs + again
+    each_need = sum(_guided(stage, resolved, model) for _, model in stage.objective.needs)
+    replays = (1 + each_need) * stage.section.epochs + again
     seed, group = resolved.config.run.seed, stage.section.group_size
     unseen = torch.zeros(resolved.policy.plan_steps(stage.plan), dtype=torch.bool)
     plans = {}
@@ -180,6 +182,16 @@ def cost(stage: ResolvedRL, resolved: Resolved) -> str:
         "" if stage.objective.selection_size is not None or type(stage.objective.selection) is SelectAll else "up to "
     )
     return f"forward passes per {what}: {rollout} rollout, {most}{update} update"
+
+
+def _guided(stage: ResolvedRL, resolved: Resolved, model: str) -> float:
+    """Network passes of a replay of `model` over those of the policy: a reference may be guided where the policy is not."""
+    forward = stage.objective.forward
+    if model != "reference" or forward is None or forward.reference_guidance is None:
+        return 1.0
+    policy: Any = resolved.policy
+    guided = stage.plan.model_copy(update={"guidance_scale": forward.reference_guidance})
+    return policy.passes_per_step(guided) / policy.passes_per_step(stage.plan)
 
 
 def _kept(stage: ResolvedRL) -> float:

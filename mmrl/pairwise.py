@@ -27,8 +27,9 @@ Verdict = float | Failed | None
 class PairwiseReward(Reward):
     """The share of its comparisons that a sample wins, ties counting a half.
 
-    A pair without a verdict, in both orders where both are asked for, is left out (with `unreadable: half` it is a tie, as in the original Pref-GRPO); a sample without any verdict
-    has failed. Source: Pref-GRPO (arXiv 2508.20751).
+    A pair without a verdict, in both orders where both are asked for, is left out; with `unreadable: half` an answer that says no
+    verdict makes it a tie, as in the original Pref-GRPO, but a comparison that failed never does. A sample without any verdict has
+    failed. Source: Pref-GRPO (arXiv 2508.20751).
     """
 
     scope: ClassVar[Scope] = "pairwise"
@@ -66,9 +67,10 @@ class PairwiseReward(Reward):
                 found.append(1 - other if isinstance(other, float) else other)
             own = [one for one in found if isinstance(one, float)]
             if len(own) < len(found):  # of one order alone, a liking for a place would not cancel
-                why = next((one.reason for one in found if isinstance(one, Failed)), "no verdict")
+                failed = next((one for one in found if isinstance(one, Failed)), None)
+                why = "no verdict" if failed is None else failed.reason
                 reasons |= {i: why, j: why}
-                if self.unreadable == "drop":
+                if self.unreadable == "drop" or failed is not None:
                     continue
                 own = [0.5]
             share = float(np.mean(own))

@@ -79,7 +79,7 @@ class Policy(Protocol):
         """What a stage with this `train` block trains, in words."""
         ...
 
-    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
+    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: float) -> dict[str, float]:
         """Forward passes of the network per sample by phase, in groups of `group`, where an iteration may train `steps (S,)` bool
         and trains `trained` of a sample, each being replayed `replays` times (once with gradient, the others for the terms
         of the objective)."""

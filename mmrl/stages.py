@@ -30,6 +30,7 @@ from mmrl.meter import Meter
 from mmrl.objective.aggregate import Counts
 from mmrl.objective.batch import UnitBatch
 from mmrl.objective.measure import is_per_step, measure, seen_through
+from mmrl.objective.weight import noise_sums
 from mmrl.parity import are_replayed, check_parity, rescore
 from mmrl.policy import Policy
 from mmrl.reward import RewardSet, graded
@@ -158,12 +159,13 @@ class RLWork:
         parts = [part_of == number for number in range(section.updates_per_rollout)]
         self._rescore(rounds, parts, meter)
         self._compare(rounds, meter)
+        noise = self._noise(rounds)
         for number in range(self.updates_per_step):
             inside = parts[number % len(parts)]
             size = {view: length * inside for view, length in lengths.items()}
             counts = {view: Counts(int(own.sum()), int((own > 0).sum())) for view, own in size.items()}
             signal = objective.has_signal(advantage if opposed is None else abs(advantage) - opposed, size)
-            yield self._losses(rounds, inside, advantage, opposed, counts, progress, meter) if signal else None
+            yield self._losses(rounds, inside, advantage, opposed, counts, noise, progress, meter) if signal else None
             self._follow(step * self.updates_per_step + number + 1)
 
     def _follow(self, done: int) -> None:
@@ -289,6 +291,17 @@ class RLWork:
             found[view] = torch.cat([self.group.gather_rows(one.long()) for one in own])
         return found
 
+    def _noise(self, rounds: Sequence[Round]) -> Tensor | None:
+        """How much noise the trained steps have, over the samples of all ranks, where the step weights ask for it."""
+        if not self.objective.weight.needs_std:
+            return None
+        own = [
+            noise_sums(part.train.cpu(), part.rollout.step_std.cpu())
+            for part in rounds
+            if part.rollout.step_std is not None
+        ]
+        return torch.stack(self.group.gather(torch.stack(own).sum(0))).sum(0) if own else None
+
     def _compare(self, rounds: Sequence[Round], meter: Meter) -> None:
         """Compare and correct for an inference engine that drew the rollouts."""
         correction, drawn_by_engine = self.objective.correction, rounds[0].rollout.engine_log_prob is not None
@@ -338,6 +351,7 @@ class RLWork:
         advantage: np.ndarray,
         opposed: np.ndarray | None,
         counts: Mapping[str, Counts],
+        noise: Tensor | None,
         progress: float,
         meter: Meter,
     ) -> Iterator[Tensor]:
@@ -349,7 +363,7 @@ class RLWork:
                 view: objective.weights(train & own.to(train.device)[:, None], counts[view])
                 for view, own in part.seen.items()
             }
-            step_weight = objective.step_weights(train, rollout.step_std)
+            step_weight = objective.step_weights(train, rollout.step_std, noise)
             if part.factor is not None:
                 step_weight = step_weight * part.factor
             own = objective.step_advantages(torch.as_tensor(advantage)[part.rows], part.measured)

@@ -135,7 +135,7 @@ class VlmPolicy(Component):
             return f"a LoRA of rank {train.rank} (alpha {train.alpha}) on {whose}{', '.join(train.targets)}{without}"
         return (f"{', '.join(train.parameters)}" if train.parameters else "all weights") + without
 
-    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: int) -> dict[str, float]:
+    def passes(self, plan: Any, steps: Tensor, trained: int, group: int, replays: float) -> dict[str, float]:
         """Network passes per answer: one per token to write it, one per replay for all of its tokens."""
         return {"rollout": float(plan.max_new_tokens), "update": float(replays)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class Kandinsky5Adapter(Adapter):
         ),
         *("feed_forward.in_layer", "feed_forward.out_layer"),
     )
-    makes = "video"
+    makes: ClassVar[Literal["image", "video"]] = "video"
     default_frames = 121
     default_fps = 24
     default_sides = (512, 768)
@@ -123,7 +123,7 @@ class Kandinsky5ImageAdapter(Kandinsky5Adapter):
     """A video of one frame that a VAE for pictures decodes, in the sizes that the pipeline knows."""
 
     pipeline = "Kandinsky5T2IPipeline"
-    makes = "image"
+    makes: ClassVar[Literal["image", "video"]] = "image"
     call_output = "image"
     default_frames = 1
     default_sides = (1024, 1024)

@@ -24,14 +24,14 @@ class Loaded(DenoisingPolicy):
     vae_tiling: bool = False
     """Decode in tiles: less memory for large pictures and videos; tiles may show in the picture."""
 
-    def footprint(self, train: Any, plan: Any, micro_batch: int, reference: bool, ema: bool) -> str:
+    def footprint(self, train: Any, plan: Any, micro_batch: int, reference: bool, copies: int) -> str:
         """About how much memory an rl stage takes on each GPU, in one line. Raises UserError for a LoRA target that the
         network does not have."""
         found = known(self.path, self.adapter_type.network_name)
         if found is None:
             return f"memory per GPU: no estimate, '{self.path}' is neither a folder here nor a checkpoint that is known"
         targets = self.adapter_type.lora_targets
-        return footprint(found, self.dtype, train, targets, plan, micro_batch, reference, ema).line()
+        return footprint(found, self.dtype, train, targets, plan, micro_batch, reference, copies).line()
 
     def read_options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` beside the common ones."""

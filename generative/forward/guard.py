@@ -50,6 +50,7 @@ class Guard(Surrogate):
     """GRPO-Guard: the ratio is freed from the drift of the means and from the scale of the step."""
 
     reads_transition = True
+    homogeneous = True
 
     low: float = Field(default=1e-4, gt=0, le=1)
     high: float = Field(default=1e-4, gt=0)
@@ -68,6 +69,7 @@ class FlowDppo(Surrogate):
     """Flow-DPPO: instead of clipping, steps whose mean has moved far are not moved further."""
 
     reads_transition = True
+    homogeneous = True
 
     largest: float = Field(default=1e-5, gt=0)
     """KL of a step, of its present mean to the one it was drawn with, from which on it is not moved further."""

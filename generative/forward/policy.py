@@ -36,6 +36,15 @@ class ForwardPolicy(DenoisingPolicy):
                 "branch, fan_out and flash are about single steps of a rollout, and this objective sees finished samples; leave "
                 "them out (fewer steps of second order: num_steps and solver: dpm2m)"
             )
+        if plan.stochastic == "selected":
+            raise ValueError(
+                "stochastic: selected draws noise at the steps that are trained, and this surrogate trains finished samples, so "
+                "none would draw any; use sampler: {kind: ode}, or stochastic: all"
+            )
+        if forward.reference_guidance is not None and all(model != "reference" for _, model in objective.needs):
+            raise ValueError(
+                "reference_guidance is that of a reference, which nothing here reads; add a term kl, or leave it out"
+            )
         for term in (term for term in objective.terms if term.coef):
             if getattr(term, "estimator", "exact") != "exact" or getattr(term, "norm", "v") != "v":
                 raise ValueError(

@@ -175,6 +175,11 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
         )
     if section.group_size == 1 and stage.objective.advantage.remembers is None:
         build.problem((*path, "group_size"), "a group of 1 has no relative advantage (it is always 0); use 2 or more")
+    if section.curriculum.refill is not None and getattr(stage.plan, "fan_out", None) is not None:
+        build.problem(
+            (*path, "curriculum", "refill"),
+            "a refill judges whole groups, and fan_out compares the samples of one step with each other; leave one out",
+        )
     trained = RewardSet(stage.rewards)
     build.check((*path, "rewards"), trained.check_trained)
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)

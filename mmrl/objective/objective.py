@@ -95,6 +95,11 @@ class Objective:
                 f"combine: losses needs a loss that is linear in the size of the advantage, which surrogate "
                 f"{type(self.surrogate).__name__.lower()} is not; use clip"
             )
+        if self.advantage.per_step and not (self.selection.reads_tree or isinstance(self.selection, SelectAll)):
+            raise UserError(
+                f"selection {type(self.selection).__name__.lower()} chooses samples by their one advantage, and advantage "
+                f"{type(self.advantage).__name__.lower()} has one for every step; use selection all or width_pruned"
+            )
         if self.selection.reads_tree and not self.advantage.reads_tree:
             raise UserError("selection width_pruned prunes a tree; use advantage branch")
         if self.advantage.per_step and self.aggregate == "seq_mean_token_mean":
@@ -278,9 +283,10 @@ class Objective:
             found = shape.steps(found, measured)
         return found
 
-    def step_weights(self, train: Tensor, step_std: Tensor | None) -> Tensor:
-        """Weights of the policy loss `(N, S)` float32; `step_std (N, S)` as stored in the rollout."""
-        return self.weight(train, step_std)
+    def step_weights(self, train: Tensor, step_std: Tensor | None, sums: Tensor | None = None) -> Tensor:
+        """Weights of the policy loss `(N, S)` float32; `step_std (N, S)` as stored in the rollout, `sums (2, S)` what
+        `noise_sums` says of the samples of all ranks."""
+        return self.weight(train, step_std, sums)
 
     def weights(self, train: Tensor, counts: Counts) -> Tensor:
         """Aggregation weights `(N, S)` float32; `counts` of the whole optimizer step over all ranks."""
@@ -314,7 +320,8 @@ class Objective:
         matrix, diagnostics = self.surrogate.of_chunk(out, old, batch, others)
         if batch.opposed is not None:
             against = replace(batch, advantage=batch.opposed)
-            matrix = matrix + self.surrogate.of_chunk(out, old, against, others)[0]
+            other, beside = self.surrogate.of_chunk(out, old, against, others)
+            matrix, diagnostics = matrix + other, _either(diagnostics, beside)
         total = (matrix.masked_fill(~mask, 0.0) * batch.step_weight * batch.weight).sum()
         values: dict[str, tuple[Tensor, Tensor]] = {}
         for number, term in enumerate((term for term in self.terms if term.coef), start=1):
@@ -343,6 +350,13 @@ def _finite(log_prob: Tensor, batch: UnitBatch, owner: str, view: str = "origina
 
 def _trained(out: StepOutput, batch: UnitBatch, owner: str, view: str = "original") -> StepOutput:
     return replace(out, log_prob=_finite(out.log_prob, batch, owner, view))
+
+
+def _either(one: Diagnostics | None, other: Diagnostics | None) -> Diagnostics | None:
+    """Steps that are cut in one of two losses of the same ratio."""
+    if one is None or other is None:
+        return one
+    return replace(one, low=one.low | other.low, high=one.high | other.high, dual=one.dual | other.dual)
 
 
 def _metrics(

@@ -22,6 +22,11 @@ SALT = 0x57E9
 class StepSelector(Component):
     """Base of the kind `steps`; by default every step is planned and every drawn step is trained."""
 
+    @property
+    def first_dropped(self) -> int | None:
+        """The smallest depth (step + 1) that is ever dropped of a tree; None where none is."""
+        return None
+
     def validate_for(self, num_steps: int) -> None:
         """Raise ValueError naming the valid settings when this does not fit rollouts of `num_steps` steps."""
 
@@ -91,6 +96,10 @@ class DepthPruned(StepSelector):
     every: int = Field(default=30, ge=1)
     stop: int = Field(default=10, ge=1)
     until: int | None = Field(default=None, ge=1)
+
+    @property
+    def first_dropped(self) -> int | None:
+        return min(*self.drop, self.stop)
 
     def _dropped(self, iteration: int) -> list[int]:
         moved = max(0, min(iteration // self.every, min(self.drop) - self.stop))

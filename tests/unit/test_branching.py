@@ -18,7 +18,7 @@ from mmrl.advantage.shaping import Clamp
 from mmrl.advantage.tree import apart
 from mmrl.advantage.types import Scored
 from mmrl.advantage.vogue import Vogue
-from mmrl.curriculum.selection import WidthPruned
+from mmrl.curriculum.selection import BestOfN, WidthPruned
 from mmrl.errors import UserError
 from mmrl.generative.forest import forest
 from mmrl.generative.plan import FlowPlan
@@ -245,15 +245,17 @@ def test_losses_are_summed_with_weights() -> None:
     weight = torch.full((8, 1), 0.125)
     batch = UnitBatch(old, torch.as_tensor(total - against).float()[:, None], weight, torch.ones(8, 1),
                       opposed=torch.as_tensor(against).float()[:, None])  # fmt: skip
-    loss, _ = objective.loss(StepOutput(new), batch, {}, lambda p, q, norm: p.log_prob)
-    wanted = torch.zeros(())
+    loss, seen = objective.loss(StepOutput(new), batch, {}, lambda p, q, norm: p.log_prob)
+    wanted, cut = torch.zeros(()), torch.zeros(2, 8, dtype=torch.bool)
     for k, share in enumerate((1.0, 0.5)):
         own = torch.as_tensor(np.clip(standardised(one.components[:, k], one.group, "group"), -0.6, 0.6)).float()[
             :, None
         ]
         ratio = new.exp()
+        cut |= torch.stack([(own < 0) & (new < np.log(0.9)), (own > 0) & (new > np.log(1.1))])[..., 0]
         wanted = wanted + share * torch.maximum(-own * ratio, -own * ratio.clamp(0.9, 1.1)).mean()
     torch.testing.assert_close(loss, wanted)
+    assert [seen["clip_low"][0], seen["clip_high"][0]] == cut.sum(1).tolist()
     assert not torch.isclose(
         loss,
         objective.loss(
@@ -300,6 +302,7 @@ def test_the_largest_group_std_scales_all_groups() -> None:
         ({"selection": WidthPruned()}, "use advantage branch"),
         ({"advantage": BranchAdvantage(), "aggregate": "seq_mean_token_mean"}, "use token_mean"),
         ({"advantage": DcpoAdvantage(), "combine": "advantages"}, "use combine: rewards"),
+        ({"advantage": BranchAdvantage(), "selection": BestOfN(keep=2)}, "use selection all or width_pruned"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], message: str) -> None:

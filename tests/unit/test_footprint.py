@@ -33,7 +33,7 @@ COUNTS = {  # parameters of the network in billions, as its model card or its fi
 def of(path: str, train: TrainSpec = LORA, **options: Any) -> Footprint:
     found = known(path, "transformer")
     assert found is not None
-    arguments: dict[str, Any] = {"micro_batch": 2, "reference": False, "ema": False} | options
+    arguments: dict[str, Any] = {"micro_batch": 2, "reference": False, "copies": 0} | options
     plan = arguments.pop("plan", FlowPlan(micro_batch=1))
     return footprint(found, "bfloat16", train, SD3Adapter.lora_targets, plan, **arguments)
 
@@ -42,7 +42,7 @@ def of(path: str, train: TrainSpec = LORA, **options: Any) -> Footprint:
 def test_the_network_of_a_published_checkpoint_has_the_published_size(path: str) -> None:
     train = TrainSpec(mode="full", parts=("transformer" if "xl" not in path else "unet",))
     found = PUBLISHED[path]
-    counted = footprint(found, "bfloat16", train, (), FlowPlan(), 1, False, False).trained
+    counted = footprint(found, "bfloat16", train, (), FlowPlan(), 1, False, 0).trained
     assert counted / 1e9 == pytest.approx(COUNTS[path], rel=0.01)
 
 
@@ -60,9 +60,9 @@ def test_lora_and_files_of_a_folder_are_counted_exactly(tmp_path: Path) -> None:
     assert found.trained == trained
     vae = known(str(tmp_path), "transformer").vae  # type: ignore[union-attr]
     assert found.always["weights"] == (network + encoders) * 2 + vae * 4 and found.always["training"] == 16 * trained
-    assert of(str(tmp_path), ema=True).always["training"] == 20 * trained
-    assert "no estimate" in SD3(path="someone/else").footprint(LORA, FlowPlan(), 1, False, False)
-    assert policy.footprint(LORA, FlowPlan(height=24, width=24), 1, False, False).startswith(
+    assert of(str(tmp_path), copies=1).always["training"] == 20 * trained
+    assert "no estimate" in SD3(path="someone/else").footprint(LORA, FlowPlan(), 1, False, 0)
+    assert policy.footprint(LORA, FlowPlan(height=24, width=24), 1, False, 0).startswith(
         "memory per GPU: about 0 GiB"
     )
 

@@ -225,6 +225,12 @@ def test_what_does_not_fit_is_refused() -> None:
             policy.check_plan(plan, Objective(DrAdvantage(), surrogate, select=AllSteps()))
     with pytest.raises(ValueError, match="'cps' is not that of a Gaussian"):
         policy.check_plan(policy.plan_type(sampler={"kind": "cps"}), Objective(DrAdvantage(), Guard()))
+    with pytest.raises(ValueError, match="none would draw any; use sampler"):
+        policy.check_plan(policy.plan_type(num_steps=4, stochastic="selected"), objective_of(Nft(times=2)))
+    guided = Crd(times=1, reference_guidance=4.5)
+    with pytest.raises(ValueError, match="which nothing here reads; add a term kl"):
+        policy.check_plan(plan, objective_of(guided))
+    policy.check_plan(plan, objective_of(guided, 0.1))
     with pytest.raises(UserError, match="best_of_n, keep: 2"):
         Objective(DrAdvantage(), DiffusionDpo(times=1))
     with pytest.raises(ValueError, match="set old: ema"):

@@ -21,12 +21,15 @@ from pydantic import ValidationError
 from mmrl import components
 from mmrl.errors import UserError
 from mmrl.generative.families.tiny import TinySD3, TinySD15
+from mmrl.generative.forest import forest
 from mmrl.generative.identity_vae import identity_vae
 from mmrl.generative.plan import DiffusionPlan, FlowPlan
 from mmrl.generative.schedule import ddim_schedule, flow_prediction, flow_schedule, shifted_schedule
 from mmrl.generative.solver import tail
 from mmrl.generative.tiny_text import phrase_tokenizer, word_tokenizer
 from mmrl.generative.train import TrainSpec
+from mmrl.objective.steps import DepthPruned
+from mmrl.rollout import Draw, Prompt
 
 SHARED: dict[str, Any] = {"start_noise": "shared"}
 SELECTED: dict[str, Any] = {**SHARED, "stochastic": "selected"}
@@ -55,6 +58,8 @@ SELECTED: dict[str, Any] = {**SHARED, "stochastic": "selected"}
         (FlowPlan, {"flash": {}}, "flash follows the ODE after the window; add stochastic: selected"),
         (FlowPlan, {**SELECTED, "flash": {"ratio": 1.5}}, "less than or equal to 1"),
         (DiffusionPlan, {**SELECTED, "flash": {}}, "flash is defined for flow-matching models"),
+        (FlowPlan, {"solver": "dpm2m"}, "every step draws some; add stochastic: selected"),
+        (FlowPlan, {**SHARED, "branch": {"at": [9]}, "decode": "clean"}, "whose noise decode: clean does not see"),
         (DiffusionPlan, {"solver": "dpm2m"}, "Input should be 'euler'"),
         (TinySD15.sampling_type, {"solver": "dpm2m"}, "Input should be 'euler'"),
         (TrainSpec, {"rank": 8}, "rank belongs to mode: lora"),
@@ -90,7 +95,14 @@ def objective(needs_log_prob: bool = True, norm: str | None = None, view: str = 
     needs = ((view, "reference"),) if norm else ()
     surrogate = SimpleNamespace(reads_transition=False)
     return SimpleNamespace(
-        needs_log_prob=needs_log_prob, needs=needs, terms=terms, forward=None, reads_tree=False, surrogate=surrogate
+        needs_log_prob=needs_log_prob,
+        needs=needs,
+        terms=terms,
+        forward=None,
+        reads_tree=False,
+        surrogate=surrogate,
+        selection_size=None,
+        select=SimpleNamespace(first_dropped=None),
     )
 
 
@@ -123,13 +135,44 @@ def test_a_group_must_fit_its_tree() -> None:
             fan.check_group(size)
 
 
+def test_a_tree_is_refused_what_would_not_be_its_own() -> None:
+    policy = TinySD3()
+    fan = FlowPlan.model_validate({**SELECTED, "fan_out": {"at": [0, 2]}})
+    policy.check_plan(fan, objective())
+    chosen = objective()
+    chosen.selection_size = 2
+    with pytest.raises(ValueError, match="takes the extremes of the whole group"):
+        policy.check_plan(fan, chosen)
+    tree = FlowPlan.model_validate({**SHARED, "branch": {"at": [0, 3]}})
+    for stop, drop, good in ((5, (8, 9), True), (4, (8, 9), False), (5, (4, 9), False)):
+        pruned = objective()
+        pruned.reads_tree, pruned.select = True, DepthPruned(drop=drop, stop=stop)
+        if good:
+            policy.check_plan(tree, pruned)
+            continue
+        with pytest.raises(ValueError, match=r"drops depths down to 4, .* use stop and drop from 5 on"):
+            policy.check_plan(tree, pruned)
+
+
+def test_the_last_step_is_not_trained_where_it_is_not_seen() -> None:
+    plan = FlowPlan.model_validate({**SHARED, "decode": "clean"})
+    every = torch.ones(10, dtype=torch.bool)
+    assert TinySD3().stochastic_steps(plan, every).tolist() == [True] * 9 + [False]
+    draws = [Draw(Prompt("p", "x"), group=0, member=k, seed=k, group_seed=0) for k in range(2)]
+    trees = forest(plan, draws, every)
+    assert trees.noisy.all() and trees.trained[:, :9].all() and not trees.trained[:, 9].any()
+
+
 def test_flash_needs_steps_after_the_trained_ones() -> None:
     plan = FlowPlan.model_validate({**SELECTED, "flash": {}})
     window = objective()
     window.plan_steps = lambda size, iteration, seed: torch.arange(size) < 4
     TinySD3().check_plan(plan, window)
     window.plan_steps = lambda size, iteration, seed: torch.ones(size, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"goes to the last step; use \{name: window\}"):
+    with pytest.raises(ValueError, match=r"none or too few that could be fewer; use \{name: window\}"):
+        TinySD3().check_plan(plan, window)
+    window.plan_steps = lambda size, iteration, seed: torch.arange(size) < size - 1  # one step is left, and stays one
+    with pytest.raises(ValueError, match="none or too few"):
         TinySD3().check_plan(plan, window)
     with pytest.raises(ValueError, match="sees finished samples; leave them out"):
         finished = objective()

@@ -87,7 +87,24 @@ def test_pairs_without_a_verdict_are_left_out_and_no_number() -> None:
     assert found[0] == 0.0 and found[2] == 1.0 and isinstance(found[1], Failed)
     scores = RewardSet({"w": (reward, 1.0)}).score(samples(1, None, 3), [0, 0, 0])
     assert scores.status[:, 0].tolist() == [OK, FAILED, OK] and "no value" in scores.messages[0]
-    assert Larger(unreadable="half").score(samples(1, None, 3)) == [0.25, 0.5, 0.75]
+    half = Larger(unreadable="half").score(samples(1, None, 3))
+    assert half[0] == 0.0 and half[2] == 1.0 and isinstance(half[1], Failed)  # a comparison that failed is no tie
+
+
+class Shy(Larger):
+    """Says nothing about a pair with a value of None, and breaks at one of -1."""
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        if any(-1 in (first.meta["value"], second.meta["value"]) for first, second in pairs):
+            raise ConnectionError("gone")
+        quiet = [None in (first.meta["value"], second.meta["value"]) for first, second in pairs]
+        return [None if none else super(Shy, self).compare([pair])[0] for none, pair in zip(quiet, pairs, strict=True)]
+
+
+def test_an_answer_without_a_verdict_may_be_a_tie_but_an_exception_never() -> None:
+    assert Shy(unreadable="half").score(samples(1, None, 3)) == [0.25, 0.5, 0.75]
+    found = Shy(unreadable="half").score(samples(1, -1, 3))
+    assert found[0] == 0.0 and found[2] == 1.0 and isinstance(found[1], Failed) and "gone" in found[1].reason
 
 
 def test_the_original_win_rate() -> None:

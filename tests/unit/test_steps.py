@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from mmrl.components import build
 from mmrl.errors import UserError
 from mmrl.objective.steps import AllSteps, FractionSteps, RandomSteps, StepSelector
-from mmrl.objective.weight import NoiseWeight, UniformWeight, relative_noise
+from mmrl.objective.weight import NoiseWeight, UniformWeight, noise_sums, relative_noise
 from mmrl.objective.window import WindowSteps
 
 
@@ -145,7 +145,16 @@ def test_noise_weight_is_relative_to_the_trained_steps() -> None:
     expected = torch.tensor([[1.5, 0.5, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(NoiseWeight()(train, std), expected)
     nan = std.masked_fill(~train, float("nan"))
-    torch.testing.assert_close(relative_noise(train, nan), expected)
+    torch.testing.assert_close(relative_noise(train, nan, noise_sums(train, nan)), expected)
+
+
+def test_noise_weight_tells_steps_apart_where_every_sample_trains_one() -> None:
+    train, std = torch.eye(3, dtype=torch.bool)[[0, 0, 1, 2]], torch.tensor([[4.0, 2.0, 0.0]]).expand(4, 3)
+    expected = torch.tensor([2.0, 2.0, 1.0, 0.0])
+    torch.testing.assert_close(NoiseWeight()(train, std).sum(1), expected)
+    halves = [noise_sums(train[rows], std[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    split = [NoiseWeight()(train[rows], std[rows], sum(halves)) for rows in (slice(0, 1), slice(1, 4))]  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat(split).sum(1), expected)  # however the samples are divided over processes
 
 
 def test_noise_weight_of_ten_flow_sde_steps() -> None:

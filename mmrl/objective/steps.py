@@ -94,7 +94,8 @@ class DepthPruned(StepSelector):
 
     drop: tuple[int, ...] = (15, 16, 17, 18, 19)
     every: int = Field(default=30, ge=1)
-    stop: int = Field(default=10, ge=1)
+    stop: int = Field(default=11, ge=1)
+    """Beyond the last split (its edges are always trained); the original stops at 10, to which the split at step 9 leads."""
     until: int | None = Field(default=None, ge=1)
 
     @property

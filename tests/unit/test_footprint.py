@@ -62,9 +62,7 @@ def test_lora_and_files_of_a_folder_are_counted_exactly(tmp_path: Path) -> None:
     assert found.always["weights"] == (network + encoders) * 2 + vae * 4 and found.always["training"] == 16 * trained
     assert of(str(tmp_path), copies=1).always["training"] == 20 * trained
     assert "no estimate" in SD3(path="someone/else").footprint(LORA, FlowPlan(), 1, False, 0)
-    assert policy.footprint(LORA, FlowPlan(height=24, width=24), 1, False, 0).startswith(
-        "memory per GPU: about 0 GiB"
-    )
+    assert policy.footprint(LORA, FlowPlan(height=24, width=24), 1, False, 0).startswith("memory per GPU: about 0 GiB")
 
 
 def test_what_makes_a_stage_larger() -> None:

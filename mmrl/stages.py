@@ -18,6 +18,7 @@ from torch import Tensor
 from mmrl.advantage.history import History
 from mmrl.advantage.stats import group_stats
 from mmrl.advantage.types import Scored
+from mmrl.alarms import Alarms
 from mmrl.config.resolve import ResolvedRL, ResolvedSupervised
 from mmrl.curriculum.refill import admitted, useful
 from mmrl.curriculum.rounds import Round, Table
@@ -106,6 +107,7 @@ class RLWork:
                 f"{section.prompts_per_step} per step and {group.world} processes; raise prompts_per_step"
             )
         self.budget = FailureBudget(section.failures.share, section.failures.window)
+        self.alarms = Alarms(self.rewards.names, self.rewards.weights)
         self.objective = stage.objective
         self.drawn_steps = policy.plan_steps(stage.plan)
         self.num_steps = stage.objective.num_steps(self.drawn_steps)
@@ -251,6 +253,8 @@ class RLWork:
         if failed.all() and not self.scored:
             raise RunError(f"no sample of the first step could be scored: {(*table.messages, 'no reason given')[0]}")
         self.scored = True
+        for line in self.alarms.add(values):
+            self._warn(line)
         found = summarise(self.rewards.names, values, status)
         meter.set({f"reward/{key}": value for key, value in found.items()})
         if np.isfinite(total).any():

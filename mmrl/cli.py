@@ -191,6 +191,21 @@ def reward_test(
         raise typer.Exit(1)
 
 
+@reward_app.command("calibrate")
+def reward_calibrate(
+    reward: Annotated[str, typer.Argument(metavar="REWARD", help="A name, package.module:Class or file.py:Class.")],
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="Labelled pairs, JSON lines.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the reward.")
+    ] = None,
+) -> None:
+    """How well a reward agrees with labelled pairs, and whether it likes the first place or the longer text."""
+    from mmrl.calibrate import run
+    from mmrl.config.source import values_of
+
+    run(reward, values_of(list(options or [])), pairs, Console())
+
+
 @app.command("serve-rewards")
 def serve_rewards(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Serve the rewards of CONFIG over HTTP (JSON; on this machine alone unless a token is set) until interrupted."""

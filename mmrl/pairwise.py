@@ -57,7 +57,7 @@ class PairwiseReward(Reward):
             raise ValueError("a win rate needs two samples or more")
         chosen = pairs_of(len(samples), self.max_pairs, samples[0].prompt.id)
         shown = [(i, j) for i, j in chosen] + ([(j, i) for i, j in chosen] if self.orders == "both" else [])
-        verdicts = dict(zip(shown, self._verdicts([(samples[i], samples[j]) for i, j in shown]), strict=True))
+        verdicts = dict(zip(shown, self.verdicts([(samples[i], samples[j]) for i, j in shown]), strict=True))
         wins, games = np.zeros(len(samples)), np.zeros(len(samples))
         reasons: dict[int, str] = {}
         for i, j in chosen:
@@ -84,7 +84,7 @@ class PairwiseReward(Reward):
             for row in range(len(samples))
         ]
 
-    def _verdicts(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """Kept verdicts, and `compare` for the others."""
         keys = [self._key(first, second) for first, second in pairs]
         found: list[Verdict] = [self._known(key) for key in keys]

@@ -1,0 +1,142 @@
+"""How well a reward agrees with labelled pairs, and what else it likes: `mmrl reward calibrate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from mmrl.components import build
+from mmrl.errors import UserError
+from mmrl.image import read_image
+from mmrl.pairwise import PairwiseReward, Verdict
+from mmrl.reward import Failed, Reward, RewardSet
+from mmrl.rollout import OK, Prompt, Sample
+from mmrl.terminal import show_line
+from mmrl.video import read_clip
+
+BETTER = {"a": 1.0, "b": 0.0, "tie": 0.5}
+EXPECTED = '{"prompt": "...", "a": {"image": "1.png"}, "b": {"image": "2.png"}, "better": "a"}'
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidates for one prompt; `label` is 1 where `a` is better, 0 where `b` is, 0.5 for a tie."""
+
+    a: Sample
+    b: Sample
+    label: float
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs of a JSON-lines file: `prompt`, optionally `media` and `target`, `a` and `b` with `text`, `image` or `video` (files beside
+    it), and `better`: a, b or tie. Raises UserError naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    found = [
+        _pair(line, f"{path}:{number}", path.parent, number) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not found:
+        raise UserError(f"{path}: no pairs; expected lines like {EXPECTED}")
+    return found
+
+
+def _pair(line: str, where: str, folder: Path, number: int) -> Pair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: no JSON ({error}); expected {EXPECTED}") from None
+    if not isinstance(record, dict) or not {"prompt", "a", "b", "better"} <= record.keys():
+        raise UserError(f"{where}: expected the keys prompt, a, b and better, as in {EXPECTED}")
+    if record["better"] not in BETTER:
+        raise UserError(f"{where}: better is {record['better']!r}; expected one of: {', '.join(BETTER)}")
+    media = tuple(str(folder / one) for one in record.get("media", ()))
+    prompt = Prompt(str(number), str(record["prompt"]), media=media, target=record.get("target"))
+    a, b = (_candidate(record[key], prompt, f"{where}: {key}", folder) for key in ("a", "b"))
+    return Pair(a, b, BETTER[record["better"]])
+
+
+def _candidate(value: Any, prompt: Prompt, where: str, folder: Path) -> Sample:
+    if not isinstance(value, dict) or not value or value.keys() - {"text", "image", "video"}:
+        raise UserError(f"{where}: got {value!r}; expected an object with text, image or video")
+    images = (read_image(folder / value["image"]),) if "image" in value else ()
+    video = read_clip(folder / value["video"], None, None)[0] if "video" in value else None
+    return Sample(prompt, text=value.get("text"), images=images, video=video)
+
+
+def verdicts(reward: Reward, pairs: Sequence[Pair]) -> list[list[Verdict]]:
+    """How a reward judges `a` against `b`: of one that compares, once as (a, b) and once as (b, a), turned round; of one that
+    scores, once, by which score is better."""
+    if isinstance(reward, PairwiseReward):
+        shown = reward.verdicts([(one.a, one.b) for one in pairs] + [(one.b, one.a) for one in pairs])
+        there, back = shown[: len(pairs)], shown[len(pairs) :]
+        turned = [1 - one if isinstance(one, float) else one for one in back]
+        return [list(both) for both in zip(there, turned, strict=True)]
+    samples = [sample for one in pairs for sample in (one.a, one.b)]
+    scores = RewardSet({"r": (reward, 1.0)}).score(samples, [k // 2 for k in range(len(samples))])
+    sign = 1 if reward.higher_is_better else -1
+    found: list[list[Verdict]] = []
+    for k in range(len(pairs)):
+        if (scores.status[2 * k : 2 * k + 2] != OK).any():
+            found.append([Failed("no score")])
+            continue
+        a, b = (sign * float(scores.values[2 * k + j, 0]) for j in range(2))
+        found.append([0.5 if a == b else float(a > b)])
+    return found
+
+
+def measured(pairs: Sequence[Pair], found: Sequence[Sequence[Verdict]]) -> dict[str, tuple[float, int]]:
+    """Numbers in 0..1, each with how many pairs it is over:
+
+    `accuracy`: over pairs with a verdict (in both orders) and a label that is no tie; the mean of the orders decides, an even one
+    counts a half. `unread`: pairs without. `order`: pairs judged differently when the order changes; `first`: how often what is shown
+    first wins (0.5: it does not matter). `longer`: how often the longer text wins, and
+    `longer, labels` how often it should, over the pairs of `accuracy`.
+    """
+    read = [k for k, verdict in enumerate(found) if all(isinstance(one, float) for one in verdict)]
+    mean = {k: float(np.mean([float(one) for one in found[k]])) for k in read}  # type: ignore[arg-type]
+    decided = [k for k in read if pairs[k].label != 0.5]
+    right = [0.5 if mean[k] == 0.5 else float((mean[k] > 0.5) == (pairs[k].label > 0.5)) for k in decided]
+    rows = {"accuracy": right, "unread": [float(k not in mean) for k in range(len(pairs))]}
+    if any(len(found[k]) == 2 for k in read):
+        both = [[float(one) for one in found[k]] for k in read]  # type: ignore[arg-type]
+        rows["order"] = [float(there != back) for there, back in both]
+        rows["first"] = [(there + 1 - back) / 2 for there, back in both]
+    longer = [(k, len(pairs[k].a.text or "") - len(pairs[k].b.text or "")) for k in decided]
+    unequal = [(k, more > 0) for k, more in longer if more]
+    rows["longer"] = [mean[k] if a else 1 - mean[k] for k, a in unequal]
+    rows["longer, labels"] = [pairs[k].label if a else 1 - pairs[k].label for k, a in unequal]
+    return {name: (float(np.mean(row)), len(row)) for name, row in rows.items() if row}
+
+
+SAID = {
+    "accuracy": "agrees with the label",
+    "unread": "no verdict",
+    "order": "judged differently when the order changes",
+    "first": "what is shown first wins (0.5: the order does not matter)",
+    "longer": "the longer text wins",
+    "longer, labels": "the longer text wins by the labels",
+}
+
+
+def run(name: str, options: Mapping[str, Any], path: Path, console: Console) -> None:
+    """Show how a reward judges the labelled pairs of `path`. Raises UserError for a file or a reward that cannot be used."""
+    pairs = read_pairs(path)
+    reward: Reward = build("reward", {**options, "name": name}, Path.cwd())
+    reward.setup(torch.device("cpu"))
+    found = verdicts(reward, pairs)
+    show_line(console, f"{name} on {len(pairs)} pairs of {path}")
+    for key, (value, number) in measured(pairs, found).items():
+        error = (value * (1 - value) / number) ** 0.5
+        show_line(console, f"  {SAID[key]}: {value:.3f} +- {error:.3f} of {number}")
+    why = next((one.reason for verdict in found for one in verdict if isinstance(one, Failed)), None)
+    if why is not None:
+        show_line(console, f"  first failure: {why}")

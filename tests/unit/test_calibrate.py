@@ -1,0 +1,93 @@
+"""Rewards against labelled pairs: accuracy, a liking for a place or for length, failures, files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mmrl.calibrate import measured, read_pairs, verdicts
+from mmrl.cli import app
+from mmrl.errors import UserError
+from mmrl.pairwise import PairwiseReward, Verdict
+from mmrl.reward import Failed, Reward
+from mmrl.rollout import Sample
+
+
+def written(folder: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
+    file = folder / "pairs.jsonl"
+    lines = [{"prompt": "p", "a": {"text": a}, "b": {"text": b}, "better": better} for a, b, better in rows]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return file
+
+
+ROWS = [("xxx", "x", "a"), ("x", "xx", "a"), ("xx", "x", "b"), ("xx", "xxxx", "b"), ("x", "xxx", "tie")]
+
+
+class Length(Reward):
+    """The longer text is the better one."""
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        return [float(len(sample.text or "")) for sample in samples]
+
+
+class First(PairwiseReward):
+    """What is shown first wins; nothing is said of a text of one x, and four make it fail."""
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        found: list[Verdict] = []
+        for first, second in pairs:
+            lengths = {len(first.text or ""), len(second.text or "")}
+            found.append(Failed("too long") if 4 in lengths else None if lengths == {1, 3} else 1.0)
+        return found
+
+
+def test_a_reward_that_likes_length(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, ROWS))
+    found = measured(pairs, verdicts(Length(), pairs))
+    assert found == {
+        "accuracy": (0.5, 4),
+        "unread": (0.0, 5),
+        "longer": (1.0, 4),
+        "longer, labels": (0.5, 4),
+    }
+
+
+def test_a_judge_that_likes_the_first_place(tmp_path: Path) -> None:
+    pairs = read_pairs(written(tmp_path, ROWS))
+    shown = verdicts(First(), pairs)
+    assert [len(one) for one in shown] == [2] * 5 and isinstance(shown[3][0], Failed)
+    found = measured(pairs, shown)
+    assert found["unread"] == (0.6, 5) and found["accuracy"] == (0.5, 2)
+    assert found["order"] == (1.0, 2) and found["first"] == (1.0, 2) and found["longer"] == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "pairs.jsonl:1: no JSON"),
+        ('{"prompt": "p"}', "pairs.jsonl:1: expected the keys prompt, a, b and better"),
+        ('{"prompt": "p", "a": {"text": "x"}, "b": {"text": "y"}, "better": "c"}', "expected one of: a, b, tie"),
+        (
+            '{"prompt": "p", "a": "x", "b": {"text": "y"}, "better": "a"}',
+            "pairs.jsonl:1: a: got 'x'; expected an object",
+        ),
+        ("", "no pairs; expected lines like"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def length(samples):\n    return [float(len(one.text)) for one in samples]\n")
+    result = CliRunner().invoke(app, ["reward", "calibrate", "mine.py:length", str(written(tmp_path, ROWS))])
+    assert result.exit_code == 0, result.output
+    assert "agrees with the label: 0.500 +- 0.250 of 4" in result.output

@@ -29,7 +29,9 @@ def same_within(run: Path, reference: Path) -> None:
     for line, expected in zip(got, want, strict=True):
         assert line.keys() == expected.keys()
         for key, value in expected.items():
-            if isinstance(value, float):
+            if key == "rollout/nfe":  # a group that is cut runs on both processes what its samples share
+                assert value <= line[key] < value + 1
+            elif isinstance(value, float):
                 assert line[key] == pytest.approx(value, rel=2e-3, abs=2e-5), (key, expected["total"])
     left, right = weights(run), weights(reference)
     assert left.keys() == right.keys()

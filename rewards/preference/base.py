@@ -109,10 +109,13 @@ def check_keys(path: str, missing: Collection[str], unexpected: Collection[str],
             raise UserError(f"'{path}' {what} weights: {', '.join(bad[:4])}{', ...' if len(bad) > 4 else ''}")
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: str, allowed: Collection[str] = ()) -> None:
-    """Load `state` into `model`. Raises UserError for missing and unknown weights (see `check_keys`)."""
+def fill(
+    model: nn.Module, state: Mapping[str, Tensor], path: str, allowed: Collection[str] = (), assign: bool = False
+) -> None:
+    """Load `state` into `model`, by copy or (`assign`) as they are. Raises UserError for missing and unknown weights (see
+    `check_keys`)."""
     try:
-        found = model.load_state_dict(dict(state), strict=False)
+        found = model.load_state_dict(dict(state), strict=False, assign=assign)
     except RuntimeError as error:  # a shape that differs
         raise UserError(f"'{path}' does not fit the model: {str(error).splitlines()[-1].strip()}") from error
     check_keys(path, found.missing_keys, found.unexpected_keys, allowed)

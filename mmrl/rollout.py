@@ -46,6 +46,8 @@ class Draw:
     group_seed: int
     view: str = "original"
     """What the policy sees while it draws this sample; replays score it under any view."""
+    parent: int | None = None
+    """The group whose prompt this sample answers a sub-question of (see `mmrl.curriculum.checklist`)."""
 
 
 @dataclass

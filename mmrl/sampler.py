@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.curriculum.checklist import Checklist
 from mmrl.errors import UserError
 from mmrl.rollout import Draw, Prompt
 from mmrl.seeding import derive_seed, permutation
@@ -25,7 +26,13 @@ class GroupSampler:
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], prompts_per_step: int, group_size: int, seed: int = 0, stage: str = ""
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_step: int,
+        group_size: int,
+        seed: int = 0,
+        stage: str = "",
+        checklist: Checklist | None = None,
     ) -> None:
         if not prompts:
             raise UserError("there are no prompts to draw from")
@@ -47,22 +54,51 @@ class GroupSampler:
         self.group_size = group_size
         self.seed = seed
         self.stage = stage
+        self.checklist = checklist
         self._cache: dict[int, np.ndarray] = {}
 
     def __iter__(self) -> GroupIterator:
         return GroupIterator(self)
 
     def draws(self, index: int) -> list[Draw]:
-        """The P x G draws of step `index` (from 0), group after group; group g is the g-th prompt of the step."""
+        """The P x G draws of step `index` (from 0), group after group; group g is the g-th prompt of the step.
+
+        With a checklist the chosen sub-questions of all prompts follow, each a group of its own, numbered from P on so that
+        those of group g are P + g Q to P + g Q + Q - 1, Q being the most that a prompt may have.
+        """
         if index < 0:
             raise ValueError(f"the index of a draw must not be negative, got {index}")
         found: list[Draw] = []
-        for group, prompt in enumerate(self.prompts_of(index)):
-            shared = derive_seed("group", self.seed, self.stage, index, group)
-            for member in range(self.group_size):
-                own = derive_seed("sample", self.seed, self.stage, index, group, member)
-                found.append(Draw(prompt, group, member, own, shared))
+        prompts = self.prompts_of(index)
+        for group, prompt in enumerate(prompts):
+            found += self._group(index, group, prompt, self.group_size)
+        if self.checklist is not None:
+            size = self.checklist.group_size
+            for parent, prompt in enumerate(prompts):
+                first = len(prompts) + parent * self.checklist.questions
+                for group, question in enumerate(self.checklist.chosen(prompt, self.seed, self.stage, index), first):
+                    found += self._group(index, group, question, size, parent)
         return found
+
+    def _group(self, index: int, group: int, prompt: Prompt, size: int, parent: int | None = None) -> list[Draw]:
+        shared = derive_seed("group", self.seed, self.stage, index, group)
+        return [
+            Draw(
+                prompt,
+                group,
+                member,
+                derive_seed("sample", self.seed, self.stage, index, group, member),
+                shared,
+                parent=parent,
+            )
+            for member in range(size)
+        ]
+
+    @property
+    def groups(self) -> int:
+        """More than any group number of a step."""
+        asked = 0 if self.checklist is None else self.checklist.questions
+        return self.prompts_per_step * (1 + asked)
 
     def prompts_of(self, index: int) -> list[Prompt]:
         """The P distinct prompts of step `index`."""

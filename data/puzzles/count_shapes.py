@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from mmrl.data.puzzles.answer import whole_number
+from mmrl.data.puzzles.checklist import checklist, plural
 from mmrl.data.puzzles.draw import COLORS, SHAPES, Thing, add_noise, canvas, paint, places
 from mmrl.data.puzzles.puzzle import UNPARSED, Pictures, Puzzle, PuzzleMaker, Verdict
 
@@ -58,6 +59,8 @@ class CountShapes(PuzzleMaker):
     """Side of the picture in pixels."""
     noise: float = Field(default=0.0, ge=0, le=128)
     """Standard deviation of the pixel noise, on the scale 0-255."""
+    checklist: bool = False
+    """Sub-questions about the picture in `meta.checklist`."""
 
     def make(self, rng: np.random.Generator, level: int, pictures: Pictures) -> Puzzle:
         """One picture, uint8 (size, size, 3). Raises UserError for a level that does not exist."""
@@ -71,11 +74,14 @@ class CountShapes(PuzzleMaker):
         picture = canvas(self.size, self.size)
         for look, place in zip(looks, places(len(looks), self.size, rng, rules.cells), strict=True):
             paint(picture, Thing(*look, *place))
-        asked = f"{color} {shape}{'es' if shape == 'cross' else 's'}" if rules.shape else f"{color} things"
+        asked = f"{color} {plural(shape)}" if rules.shape else f"{color} things"
         question = f"How many {asked} are in the picture? Give a number."
         rationale = f"Of the {len(looks)} things in the picture, {count} {'is' if count == 1 else 'are'} {color if not rules.shape else asked}."
         media = (add_noise(picture, self.noise, rng),)
-        return Puzzle(question, media, {"count": count, "most": rules.most}, str(count), {"rationale": rationale})
+        meta: dict[str, Any] = {"rationale": rationale}
+        if self.checklist:
+            meta["checklist"] = checklist(looks, color, shape if rules.shape else None, rules.most + rules.others, rng)
+        return Puzzle(question, media, {"count": count, "most": rules.most}, str(count), meta)
 
     @classmethod
     def verify(cls, target: Mapping[str, Any], answer: str) -> Verdict:

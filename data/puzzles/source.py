@@ -55,26 +55,31 @@ class Mixture(Component):
 
         `target`: the puzzle's kind, a right answer, and what its verifier needs. `meta`: kind, level, "guesses" (answers of
         someone who has not looked: what they earn is the chance level) and what the puzzle says of itself ("rationale",
-        "fps", ...).
+        "fps", "checklist", ...).
         """
         entry, level = self.choose(stream, seed, index)
         rng = np.random.default_rng(derive_seed("puzzle", stream, seed, entry.kind, level, index))
         puzzle = entry.maker.make(rng, level, self.pictures.pictures)
         blind = np.random.default_rng(derive_seed("guess", stream, seed, entry.kind, level, index))
         guesses = [answered(entry.maker.random_answer(blind, puzzle.target)) for _ in range(GUESSES)]
+        checklist = [{**one, "question": self._asked(one["question"])} for one in puzzle.meta.get("checklist", ())]
         return Prompt(
             id=f"{STREAMS[stream]}:{index}",
-            text="\n".join(part for part in (puzzle.question, self.instruction) if part),
+            text=self._asked(puzzle.question),
             media=puzzle.media,
             target={"kind": entry.kind, "answer": puzzle.answer, "puzzle": puzzle.target},
             meta={
                 **puzzle.meta,
+                **({"checklist": checklist} if checklist else {}),
                 "kind": entry.maker.kind,
                 "level": level,
                 "source": f"{STREAMS[stream]}:{index}",
                 "guesses": guesses,
             },
         )
+
+    def _asked(self, question: str) -> str:
+        return "\n".join(part for part in (question, self.instruction) if part)
 
 
 class PuzzlePrompts(Mixture, PromptSource):

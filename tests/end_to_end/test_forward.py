@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.helpers import metrics, mmrl, state, weights
+from tests.end_to_end.helpers import metrics, state, weights
+from tests.end_to_end.vlm_helpers import mmrl_inside
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     if name == "diffusion_dpo":
         more = ["stages.rl.objective.selection={name: best_of_n, keep: 2}"]
     path = config(tmp_path, RL)
-    done = mmrl(
+    done = mmrl_inside(
         "train", path, f"run.dir={tmp_path / 'run'}", f"stages.rl.objective.surrogate={SURROGATES[name]}", *more
     )
     lines = [line for line in metrics(tmp_path / "run") if "grad_norm" in line]
@@ -104,15 +105,15 @@ def test_a_run_that_was_cut_off_equals_one_that_was_not(tmp_path: Path) -> None:
     """DiffusionNFT: the slow copy that draws is part of a checkpoint."""
     path = config(tmp_path, RL)
     keep = ["checkpoint.every=1"]
-    mmrl("train", path, f"run.dir={tmp_path / 'whole'}", "stages.rl.steps=4", *keep)
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'whole'}", "stages.rl.steps=4", *keep)
     whole = weights(tmp_path / "whole")
     assert any("slow" in name for name in whole)
-    mmrl("train", path, f"run.dir={tmp_path / 'cut'}", "stages.rl.steps=4", *keep)
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'cut'}", "stages.rl.steps=4", *keep)
     for folder in sorted((tmp_path / "cut" / "checkpoints").glob("step_*"))[-1:]:
         for file in sorted(folder.iterdir()):
             file.unlink()
         folder.rmdir()
-    mmrl("train", path, f"run.dir={tmp_path / 'cut'}", "stages.rl.steps=4", *keep, "--resume")
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'cut'}", "stages.rl.steps=4", *keep, "--resume")
     resumed = weights(tmp_path / "cut")
     assert state(tmp_path / "whole")["train"]["total"] == state(tmp_path / "cut")["train"]["total"] == 4
     for name, value in whole.items():
@@ -123,7 +124,7 @@ def test_what_a_whole_group_needs_is_said_at_once(tmp_path: Path) -> None:
     path = config(tmp_path, RL)
     some = ["stages.rl.objective.surrogate={name: dgpo, times: 2}", "stages.rl.micro_batch=3"]
     more = ["stages.rl.prompts_per_step=3", "run.num_processes=2", "stages.rl.old_log_probs=rollout"]
-    said = " ".join(mmrl("check", path, *some, *more, check=False).stderr.split())
+    said = " ".join(mmrl_inside("check", path, *some, *more, check=False).stderr.split())
     for line in (
         "surrogate dgpo needs whole groups in a micro-batch, got 3; use 4 or more",
         "surrogate dgpo needs whole groups, and 3 groups do not divide into 2 updates; use 4",
@@ -131,16 +132,16 @@ def test_what_a_whole_group_needs_is_said_at_once(tmp_path: Path) -> None:
         "surrogate dgpo sees finished samples, of which a rollout says no log-prob; use auto",
     ):
         assert line in said
-    fine = mmrl("check", path)
+    fine = mmrl_inside("check", path)
     assert "forward passes per image: 4 rollout, 9 update" in fine.stdout
-    refused = mmrl("check", path, "policy={name: tiny_sd15}", check=False)
+    refused = mmrl_inside("check", path, "policy={name: tiny_sd15}", check=False)
     assert "surrogate nft needs a forward process" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize("more", ["method: draft", "method: refl", "penalty: 0.02"])
 def test_a_direct_stage_raises_its_reward(more: str, tmp_path: Path) -> None:
     path = config(tmp_path, DIRECT.replace("    batch_size", f"    last: 2\n    {more}\n    batch_size"))
-    mmrl("train", path, f"run.dir={tmp_path / 'run'}")
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'run'}")
     before, *lines, after = metrics(tmp_path / "run")
     assert len(lines) == 12 and all(line["grad_norm"] > 0 for line in lines)
     assert after["eval/red"] > before["eval/red"] + 0.1
@@ -152,18 +153,18 @@ def test_a_direct_stage_raises_its_reward(more: str, tmp_path: Path) -> None:
 def test_a_reward_without_a_gradient_is_refused(tmp_path: Path) -> None:
     path = config(tmp_path, DIRECT)
     some = ["stages.direct.rewards={jpeg: {name: jpeg_compressibility}}", "stages.direct.last=9"]
-    said = " ".join(mmrl("check", path, *some, check=False).stderr.split())
+    said = " ".join(mmrl_inside("check", path, *some, check=False).stderr.split())
     assert "jpeg_compressibility has no gradient, which a direct stage needs; these have one: " in said
     assert "colour" in said and "the last 9 steps of 4" in said
     writer = ["policy={name: tiny_qwen3vl}", "stages.direct.sampling={}", "evaluation=null"]
-    said = " ".join(mmrl("check", path, *writer, check=False).stderr.split())
+    said = " ".join(mmrl_inside("check", path, *writer, check=False).stderr.split())
     assert "this policy draws none" in said
 
 
 def test_soar_trains(tmp_path: Path) -> None:
     path = config(tmp_path, SOAR)
-    mmrl("train", path, f"run.dir={tmp_path / 'run'}")
-    mmrl("train", path, f"run.dir={tmp_path / 'plain'}", "stages.sft.train.soar=null")
-    mmrl("train", path, f"run.dir={tmp_path / 'zero'}", "stages.sft.train.soar.lam=0")
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'run'}")
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'plain'}", "stages.sft.train.soar=null")
+    mmrl_inside("train", path, f"run.dir={tmp_path / 'zero'}", "stages.sft.train.soar.lam=0")
     run, plain, zero = (metrics(tmp_path / name) for name in ("run", "plain", "zero"))
     assert plain == zero and len(run) == 2 and run[0]["loss"] != plain[0]["loss"]

@@ -8,7 +8,8 @@ import pytest
 
 from mmrl.catalogue import catalogue
 from mmrl.config import load
-from tests.end_to_end.helpers import metrics, mmrl
+from tests.end_to_end.helpers import metrics
+from tests.end_to_end.vlm_helpers import mmrl_inside
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ def test_method_trains_two_steps(name: str, tmp_path: Path) -> None:
     *before, stage = load(name).stages
     small = [f"stages.{stage.name}.{one}" for one in ("steps=2", *SMALL[stage.section.kind])]
     first = [f"stages.{one.name}=null" for one in before]  # what is learned first is not needed here
-    mmrl(
+    mmrl_inside(
         "train",
         name,
         f"run.dir={tmp_path / 'run'}",

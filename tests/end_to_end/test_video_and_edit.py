@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.helpers import metrics, mmrl
+from tests.end_to_end.helpers import metrics
+from tests.end_to_end.vlm_helpers import mmrl_inside
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -51,14 +52,14 @@ def run(tmp_path: Path, policy: str, prompts: str, held_out: str, size: str) -> 
     text = f"policy: {policy}\n" + STAGE.format(prompts=prompts, held_out=held_out, size=size)
     (tmp_path / "run.yaml").write_text(text)
     folder = tmp_path / "run"
-    mmrl("check", str(tmp_path / "run.yaml"), "--media")
-    mmrl("train", str(tmp_path / "run.yaml"), f"run.dir={folder}", "run.threads=1")
+    mmrl_inside("check", str(tmp_path / "run.yaml"), "--media")
+    mmrl_inside("train", str(tmp_path / "run.yaml"), f"run.dir={folder}", "run.threads=1")
     steps = [line for line in metrics(folder) if "grad_norm" in line]
     assert len(steps) == 2 and all(line["failed"] == 0 for line in steps)
     assert steps[0]["ratio"] == pytest.approx(1.0, abs=1e-4)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     assert {"before", "after"} <= set(summary["stages"]["rl"])
-    mmrl("report", str(folder))
+    mmrl_inside("report", str(folder))
     assert (folder / "report.html").stat().st_size > 10_000
     return folder
 
@@ -73,7 +74,7 @@ def test_text_to_video(tmp_path: Path) -> None:
     assert list((folder / "samples" / "media").glob("*.webp"))
     assert "image/webp" in (folder / "report.html").read_text()
     (tmp_path / "prompts.txt").write_text("one red circle\n")
-    mmrl("sample", str(folder), "--prompts", str(tmp_path / "prompts.txt"))
+    mmrl_inside("sample", str(folder), "--prompts", str(tmp_path / "prompts.txt"))
     drawn = folder / "samples" / "drawn"
     assert [path for path in drawn.iterdir() if path.suffix in (".mp4", ".webp")]
 

@@ -1,0 +1,46 @@
+"""Scoring while the next part of a step is drawn: nothing that is trained on gets older by it, the update waits for all scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from mmrl.rollout import Draw, Sample, Scores
+
+Scoring = Future[tuple[Scores, float]]
+"""Scores to come, and the seconds they took."""
+
+
+class Scorer:
+    """Calls `score(samples, group)` at once, or with `beside` in one thread of its own, one call after another.
+
+    The thread ends with the process; a reward's exceptions are raised where its scores are asked for.
+    """
+
+    def __init__(self, score: Callable[[Sequence[Sample], Sequence[int]], Scores], beside: bool) -> None:
+        self.score, self.beside = score, beside
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="score") if beside else None
+
+    def begin(self, samples: Sequence[Sample], group: Sequence[int]) -> Scoring:
+        """Score `samples`, which belong to the scorer until the scores are there."""
+        if self.pool is not None:
+            return self.pool.submit(self._timed, samples, group)
+        done: Scoring = Future()
+        done.set_result(self._timed(samples, group))
+        return done
+
+    def _timed(self, samples: Sequence[Sample], group: Sequence[int]) -> tuple[Scores, float]:
+        began = time.perf_counter()
+        return self.score(samples, group), time.perf_counter() - began
+
+
+def in_parts(draws: Sequence[Draw], parts: int) -> list[list[Draw]]:
+    """Whole groups in `parts` runs of draws, as even as may be, in order; fewer where there are fewer groups."""
+    groups: dict[int, list[Draw]] = {}
+    for draw in draws:
+        groups.setdefault(draw.group, []).append(draw)
+    own = list(groups.values())
+    number = min(parts, len(own))
+    edges = [round(k * len(own) / number) for k in range(number + 1)]
+    return [[draw for group in own[a:b] for draw in group] for a, b in zip(edges, edges[1:], strict=False)]

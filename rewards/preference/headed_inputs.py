@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
 
 class Row(NamedTuple):
@@ -36,7 +36,9 @@ def sized_picture(picture: np.ndarray, factor: int, low: int, high: int) -> np.n
 
 
 def sized_frames(frames: np.ndarray, factor: int, low: int, high: int) -> np.ndarray:
-    """Uint8 frames (T, H, W, 3) resized as qwen-vl-utils does: torchvision's bicubic, antialiased. Bounds are pixels per frame."""
+    """Uint8 frames (T, H, W, 3) resized as qwen-vl-utils does: torchvision's bicubic, antialiased. Bounds are pixels per frame.
+
+    By the first functional interface, which rounds from float32; the second works on bytes and differs by a grey level."""
     height, width = resized(frames.shape[1], frames.shape[2], factor, low, high)
     tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     found = F.resize(tensor, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)

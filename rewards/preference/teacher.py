@@ -100,12 +100,14 @@ class VqaScore(Teacher):
             logits, tokens, mask = self.logits(pictures, asked, ["Yes"] * len(asked))
             return mean_log_prob(logits, tokens, mask).exp()
         first = self.logits(pictures, asked, [""] * len(asked))[0][:, 0].log_softmax(-1)
-        yes, no = (first[:, self._first_tokens(words)].logsumexp(-1) for words in (YES, NO))
+        yes, no = (first[:, tokens].logsumexp(-1) for tokens in self._first_tokens())
         return yes.exp() if self.mode == "token_prob" else (yes - torch.logaddexp(yes, no)).exp()
 
-    def _first_tokens(self, words: Sequence[str]) -> list[int]:
+    def _first_tokens(self) -> tuple[list[int], list[int]]:
+        """First tokens of the surface forms of Yes and of No; one that begins both (a blank of its own) tells nothing and is left out."""
         encode = self._processor.tokenizer
-        return sorted({encode(word, add_special_tokens=False)["input_ids"][0] for word in words})
+        yes, no = ({encode(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (YES, NO))
+        return sorted(yes - no), sorted(no - yes)
 
 
 class PromptEcho(Teacher):

@@ -16,7 +16,7 @@ from mmrl.rewards.preference.clip import ClipScore
 from mmrl.rewards.preference.pixels import floats
 from mmrl.rewards.visual.detector import Detection, Detector, load_detector
 from mmrl.rewards.visual.geneval import Found, judge
-from mmrl.rollout import Sample
+from mmrl.rollout import Prompt, Sample
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {kind}", "a photo of a {color}-colored {kind}", "a photo of a {color} object")
@@ -62,13 +62,28 @@ class GenEval(Reward):
         """Several pictures of a sample are averaged. Raises ValueError for a target that is no row, or a class nobody knows."""
         found: list[Any] = []
         for sample in samples:
-            row = sample.prompt.target
-            if not isinstance(row, Mapping) or not (row.get("include") or row.get("exclude")):
-                raise ValueError(f"the target of prompt '{sample.prompt.id}' is no GenEval row (include, exclude)")
+            row = self._row(sample.prompt)
             verdicts = [self._verdict(rgb(image), row) for image in sample.images]
             value = float(np.mean([float(getattr(one, self.mode)) for one in verdicts]))
             found.append(Graded(value, "right" if all(one.correct for one in verdicts) else "wrong"))
         return found
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for a target that is no GenEval row."""
+        if prompt.target is not None:
+            self._row(prompt)
+
+    def _row(self, prompt: Prompt) -> Mapping[str, Any]:
+        row = prompt.target
+        if not isinstance(row, Mapping) or not (row.get("include") or row.get("exclude")):
+            raise ValueError(f"the target of prompt '{prompt.id}' is no GenEval row (include, exclude)")
+        for clause in (*row.get("include", ()), *row.get("exclude", ())):
+            count = clause.get("count") if isinstance(clause, Mapping) and "class" in clause else None
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(
+                    f"the target of prompt '{prompt.id}' has a clause without class and count (1 or more): {clause}"
+                )
+        return row
 
     def _verdict(self, picture: np.ndarray, row: Mapping[str, Any]) -> Any:
         clauses = [*row.get("include", ()), *row.get("exclude", ())]

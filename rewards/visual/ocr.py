@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from mmrl.errors import UserError
 from mmrl.reward import Need, Reward, rgb
 from mmrl.rewards.verifiable.edits import edit_distance
-from mmrl.rollout import Sample
+from mmrl.rollout import Prompt, Sample
 
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
 
@@ -44,11 +44,42 @@ def written(read: str, wanted: str, containment: bool = True) -> float:
     return 1 - min(edit_distance(read, wanted), len(wanted)) / len(wanted)
 
 
+def all_written(read: str, wanted: Sequence[str], containment: bool = True) -> float:
+    """`written` of one text in all that is read; of several the mean, each in the neighbouring lines that fit it best, so that they
+    do not stand in each other's way."""
+    if len(wanted) == 1:
+        return written(read, wanted[0], containment)
+    return float(np.mean([_best(read, text, containment) for text in wanted]))
+
+
+def _best(read: str, wanted: str, containment: bool) -> float:
+    """The largest `written` over all runs of neighbouring lines."""
+    found = written(read, wanted, containment)
+    lines, enough = read.split("\n"), 2 * len(plain(wanted))
+    for start in range(len(lines)):
+        for end in range(start + 1, len(lines) + 1):
+            run = "\n".join(lines[start:end])
+            found = max(found, written(run, wanted, containment))
+            if len(plain(run)) >= enough:  # a longer run is too far off to count
+                break
+    return found
+
+
+def asked(prompt: Prompt) -> list[str]:
+    """The texts to be written: the prompt's target where it is a text, or what stands in quotes. Raises ValueError for none."""
+    target = prompt.target
+    texts = [target] if isinstance(target, str) and plain(target) else quoted(prompt.text)
+    if not texts:
+        raise ValueError(f"prompt '{prompt.id}' has no text in double quotes, and no target text")
+    return texts
+
+
 class Ocr(Reward):
     """How much of the text in quotes can be read in the picture, or in every `every`-th frame of the video; mean over several texts.
 
     The text is that in double quotes in the prompt, or the prompt's target where it is a text. `containment: false` does not
-    forgive other text around it (with containment a wall of text that contains the wanted one scores 1).
+    forgive other text around it (with containment a wall of text that contains the wanted one scores 1); several texts are each
+    looked for in the lines that fit best.
     """
 
     range = (0.0, 1.0)
@@ -85,13 +116,13 @@ class Ocr(Reward):
         """None for a sample without picture and video. Raises ValueError for a prompt without a text to write."""
         return [self._score(sample) for sample in samples]
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for a prompt without a text to write."""
+        asked(prompt)
+
     def _score(self, sample: Sample) -> float | None:
-        target = sample.prompt.target
-        texts = [target] if isinstance(target, str) and target.strip() else quoted(sample.prompt.text)
-        if not texts:
-            raise ValueError(f"prompt '{sample.prompt.id}' has no text in double quotes, and no target text")
+        texts = asked(sample.prompt)
         frames = list(sample.images) if sample.video is None else list(sample.video[:: self.every])
         if not frames:
             return None
-        read = [self.read(rgb(np.asarray(frame))) for frame in frames]
-        return float(np.mean([written(one, text, self.containment) for one in read for text in texts]))
+        return float(np.mean([all_written(self.read(rgb(np.asarray(one))), texts, self.containment) for one in frames]))

@@ -32,6 +32,7 @@ class Tiny:
     def __init__(self, kind: str, folder: Path, tokens: Sequence[str]) -> None:
         self.model, self.processor = (tiny_qwen2vl if kind == "qwen2_vl" else tiny_qwen25vl)(seed=3)
         self.base = str(folder / "base")
+        self.processor.tokenizer.padding_side = "left"  # as for generating
         save(self.model, self.processor, self.base)  # other weights than the checkpoint's: they must not be read
         tokenizer = self.processor.tokenizer
         tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from mmrl.errors import UserError
 from mmrl.reward import RewardSet
 from mmrl.rewards.preference.edit_reward import EditReward
-from mmrl.rewards.preference.headed_inputs import places, sized_frames, sized_picture
+from mmrl.rewards.preference.headed_inputs import Row, encode, places, sized_frames, sized_picture
 from mmrl.rewards.preference.headed_state import divided, merged
 from mmrl.rewards.preference.hpsv3 import HpsV3, best
 from mmrl.rewards.preference.rubric import read_rubric
@@ -309,6 +309,25 @@ def test_pictures_are_sized_as_the_reference_does() -> None:
             assert torch.equal(mine["image_grid_thw"], other["image_grid_thw"])
             # torchvision's bicubic and Pillow's differ by a grey level or so
             assert float((mine["pixel_values"] - other["pixel_values"]).abs().max()) < 3.1 / 255 / 0.26
+
+
+def test_frames_are_sized_as_the_reference_does() -> None:
+    """By the call of qwen-vl-utils: torchvision's first functional interface on uint8, antialiased."""
+    from torchvision.transforms import InterpolationMode, functional
+
+    for shape, sides in (((300, 400), (308, 392)), ((900, 700), (504, 392)), ((100, 150), (280, 392))):
+        video = np.stack([np.random.default_rng(t).integers(0, 256, (*shape, 3), dtype=np.uint8) for t in range(2)])
+        frames = torch.from_numpy(video).permute(0, 3, 1, 2)
+        wanted = functional.resize(frames, list(sides), interpolation=InterpolationMode.BICUBIC, antialias=True)
+        found = sized_frames(video, 28, 128 * 28 * 28, 200704)
+        assert np.array_equal(found, wanted.permute(0, 2, 3, 1).numpy())
+
+
+def test_rows_are_padded_on_the_right(hpsv3: Any) -> None:
+    tiny, folder, _ = hpsv3
+    reward = ready(HpsV3, path=str(folder), base=tiny.base, pixels=PIXELS)
+    mask = encode(reward._processor, [Row("short"), Row("a row that is longer by far")], CPU)["attention_mask"]
+    assert mask[:, 0].all() and not mask[0, -1] and mask[1].all()
 
 
 def test_adapters_are_merged_by_their_formula() -> None:

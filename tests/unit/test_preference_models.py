@@ -312,6 +312,8 @@ def test_vqascore_forms(teacher_folder: str) -> None:
     }
     assert all(0 < value < 1 for values in by_mode.values() for value in values)
     assert by_mode["yes_no"] > by_mode["token_prob"]
+    yes, no = ready(VqaScore(path=teacher_folder, dtype="float32"))._first_tokens()
+    assert yes and no and not set(yes) & set(no)  # " Yes" and " No" begin with one blank here
 
 
 def test_mean_log_prob_leaves_padding_out() -> None:

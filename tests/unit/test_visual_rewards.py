@@ -10,14 +10,30 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from mmrl.config.resolve import load
+from mmrl.errors import ConfigError
 from mmrl.reward import RewardSet
 from mmrl.rewards.visual.detector import Detection, Mask2Former
 from mmrl.rewards.visual.objects import COLORS, GenEval
-from mmrl.rewards.visual.ocr import Ocr, quoted, written
+from mmrl.rewards.visual.ocr import Ocr, all_written, quoted, written
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
 from tests.unit.test_preference_models import tiny_clip
 
 CPU = torch.device("cpu")
+CONFIG = """
+policy: {name: tiny_sd3}
+stages:
+  rl:
+    kind: rl
+    steps: 1
+    prompts: {name: list, items: ["a red circle", 'a "sign"']}
+    prompts_per_step: 2
+    group_size: 2
+    rollout: {num_steps: 4, sampler: {kind: flow_sde, level: 0.7}}
+    rewards: {text: {name: ocr}}
+    objective: {advantage: {name: group, scale: group}, surrogate: {name: clip, low: 1e-4, high: 1e-4}}
+    optimizer: {lr: 1e-4}
+"""
 
 
 def sign(text: str) -> np.ndarray:
@@ -66,6 +82,42 @@ def test_quotes_targets_and_videos() -> None:
     assert written("a wall of hello world text", "Hello World") == 1.0
     assert written("a wall of hello world text", "Hello World", containment=False) == 0.0
     assert written("café", "cafe") == 0.75
+
+
+def test_several_texts_are_each_looked_for_in_the_lines_that_fit_best() -> None:
+    assert all_written("Helo\nWorld", ["Hello", "World"]) == pytest.approx((0.8 + 1) / 2)
+    assert all_written("Hello\nWorld", ["World", "Hello"], containment=False) == 1.0
+    assert all_written("Hello\nWorld", ["Hello World", "zzz"], containment=False) == 0.5  # over two lines
+    assert all_written("Hello\nWorld", ["Hello"], containment=False) == 0.0  # one text: in all that is read
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lines = ["".join(rng.choice(list("abc"), rng.integers(0, 5))) for _ in range(4)]
+        texts = ["".join(rng.choice(list("abc"), 4)) for _ in range(2)]
+        runs = ["\n".join(lines[i:j]) for i in range(4) for j in range(i + 1, 5)]
+        for containment in (True, False):
+            wanted = [max(written(run, text, containment) for run in runs) for text in texts]
+            assert all_written("\n".join(lines), texts, containment) == pytest.approx(sum(wanted) / 2)
+
+
+def test_prompts_that_cannot_be_scored_are_found_before_a_run() -> None:
+    Ocr().check_prompt(Prompt("a", 'a "sign"'))
+    Ocr().check_prompt(Prompt("a", "a sign", target="sign"))
+    with pytest.raises(ValueError, match="prompt 'b' has no text in double quotes"):
+        Ocr().check_prompt(Prompt("b", "a sign"))
+    GenEval().check_prompt(Prompt("c", "two cups", target={"include": [{"class": "cup", "count": 2}]}))
+    for target, told in (({"count": 2}, "no GenEval row"), ({"include": [{"class": "cup"}]}, "class and count"),
+                         ({"exclude": [{"class": "cup", "count": 0}]}, "class and count")):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            GenEval().check_prompt(Prompt("d", "cups", target=target))
+
+
+def test_a_config_with_such_a_prompt_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    with pytest.raises(ConfigError, match=r"reward 'text' cannot score .*'.*' has no text in double quotes"):
+        load(str(path))
+    path.write_text(CONFIG.replace('"a red circle"', "'the word \"red\"'"))
+    load(str(path))
 
 
 def test_a_reader_that_breaks_is_no_zero() -> None:

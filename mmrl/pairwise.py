@@ -119,7 +119,12 @@ class PairwiseReward(Reward):
 
     def _known(self, key: str) -> float | None:
         if key not in self._kept and self.cache is not None and self._file(key).is_file():
-            self._kept[key] = float(json.loads(self._file(key).read_text(encoding="utf-8")))
+            try:
+                said = checked(json.loads(self._file(key).read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                return None  # a file that broke off is written anew
+            if isinstance(said, float):
+                self._kept[key] = said
         return self._kept.get(key)
 
     def _keep(self, key: str, value: Verdict) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 
 class JudgeServer:
-    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code."""
+    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code; `says` stands in every completion."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
         self.answer = answer
+        self.says: dict[str, Any] = {}
         self.bodies: list[dict[str, Any]] = []
         outer = self
 
@@ -22,7 +23,7 @@ class JudgeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.bodies.append(body)
                 found = outer.answer(body)
-                status, content = (found, {}) if isinstance(found, int) else (200, _completion(found))
+                status, content = (found, {}) if isinstance(found, int) else (200, _completion(found) | outer.says)
                 data = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))

@@ -27,7 +27,7 @@ from mmrl.errors import ConfigError, UserError
 from mmrl.meter import Meter
 from mmrl.objective.kl import KL
 from mmrl.objective.objective import Objective
-from mmrl.reward import Failed
+from mmrl.reward import Failed, Reward
 from mmrl.rollout import Prompt, Sample
 
 # ---- what a prompt brings along
@@ -104,17 +104,12 @@ class Asking:
         return self.prompts
 
 
-@dataclass
-class Broken:
+class Broken(Reward):
     """1 for answers that start with the word 1; fails on what `fails` says, skips what `skips` says."""
 
     fails: Any = None
     skips: Any = None
     worth: float = 1.0
-    scope, needs, higher_is_better = "pointwise", (), True
-
-    def limits(self) -> tuple[None, None]:
-        return None, None
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         return [self._one(sample) for sample in samples]

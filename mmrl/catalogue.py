@@ -38,17 +38,18 @@ def _components(kind: str) -> list[dict[str, Any]]:
             f"{key}={field.get_default(call_default_factory=True)!r}" if not field.is_required() else key
             for key, field in getattr(found, "model_fields", {}).items()
         ]
-        row = {"name": name, "what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
+        row = {"name": name}
         if kind == "reward":
             path = found.model_fields.get("path")
             row |= {
                 "scope": found.scope,
                 "needs": ", ".join(found.needs),
-                "range": f"[{_bound(found.range[0])}, {_bound(found.range[1])}]",
+                "range": _interval(*found.range),
                 "better": "higher" if found.higher_is_better else "lower",
-                "checkpoint": "" if path is None or path.is_required() else str(path.default),
                 "licence": found.licence,
+                "checkpoint": "" if path is None or path.is_required() else str(path.default or ""),
             }
+        row |= {"what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
         rows.append(row | {"class": components.table(kind)[name]})
     return rows
 
@@ -58,8 +59,9 @@ def _paragraph(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-def _bound(value: float | None) -> str:
-    return "∞" if value is None else f"{value:g}"
+def _interval(low: float | None, high: float | None) -> str:
+    left = "(-∞" if low is None else f"[{low:g}"
+    return f"{left}, {'∞)' if high is None else f'{high:g}]'}"
 
 
 def _shipped(kind: str) -> list[dict[str, Any]]:

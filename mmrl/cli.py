@@ -96,8 +96,10 @@ def list_(
         return
     console = Console()
     for name, rows in entries.items():
-        show_table(console, list(rows[0]) if rows else ["name"], [list(row.values()) for row in rows], name)
-        show_line(console, "")
+        left_out = {"options", "class"} if console.is_terminal and name == "reward" else set()
+        headings = [key for key in (rows[0] if rows else ["name"]) if key not in left_out]
+        show_table(console, headings, [[row[key] for key in headings] for row in rows], name)
+        show_line(console, "(options and classes: mmrl list rewards --json, or in a pipe)" if left_out else "")
 
 
 @data_app.command()
@@ -204,6 +206,22 @@ def reward_calibrate(
     from mmrl.config.source import values_of
 
     run(reward, values_of(list(options or [])), pairs, Console())
+
+
+@reward_app.command("replay")
+def reward_replay(
+    run: RunArgument,
+    rewards: Annotated[
+        str, typer.Option(metavar="FILE", help="rewards: as in a stage, also with objective: (or a whole config).")
+    ],
+    stage: Annotated[str | None, typer.Option(help="The rl stage; default: the one whose samples were kept.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Only these, such as 10,20; default: all that were kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/replay/NAME.")] = None,
+) -> None:
+    """What if the rewards had been others: score the samples that RUN kept again, and compare the advantages."""
+    from mmrl import replay
+
+    replay.run(run, rewards, stage, steps, out, Console())
 
 
 @app.command("serve-rewards")

@@ -28,6 +28,7 @@ FOLDERS = (
     "mmrl.advantage",
     "mmrl.objective",
     "mmrl.curriculum",
+    "mmrl.compose",
     "mmrl.generative",
     "mmrl.vlm",
     "mmrl.rewards",

@@ -195,6 +195,7 @@ def lacking_samples(reward: Reward, samples: Sequence[Sample]) -> Check:
         "image": lambda one: replace(one, images=()),
         "video": lambda one: replace(one, video=None),
         "target": lambda one: replace(one, prompt=replace(one.prompt, target=None)),
+        "source": lambda one: replace(one, prompt=replace(one.prompt, media=())),
     }
     if not reward.inputs():
         return Check(name, None, "it needs nothing")

@@ -56,13 +56,13 @@ class DirectWork:
     def _rewards(self, images: Tensor, prompts: list[str], meter: Meter) -> Tensor:
         """The weighted sum of the rewards `(B,)` with gradient. Raises RunError for one that is not finite."""
         total = torch.zeros(len(images), device=images.device)
-        for name, (reward, weight) in self.stage.rewards.items():
-            score = reward.score_tensor(images, prompts).float()
+        for name, use in self.stage.rewards.items():
+            score = use.reward.score_tensor(images, prompts).float()
             if not bool(torch.isfinite(score).all()):
                 row = int((~torch.isfinite(score)).nonzero()[0])
                 raise RunError(f"reward '{name}' is {float(score[row])} for a picture of '{prompts[row]}'")
             meter.add(f"reward/{name}", float(score.detach().sum()), len(images))
-            total = total + weight * score.to(total.device)
+            total = total + use.weight * score.to(total.device)
         meter.add("reward", float(total.detach().sum()), len(images))
         return total
 

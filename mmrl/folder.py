@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from mmrl.errors import UserError
 
 
 class RunFolder:
-    """`config.yaml provenance.json metrics.jsonl samples/ checkpoints/ summary.json report.html` below `path`."""
+    """`config.yaml provenance.json metrics.jsonl samples/ kept/ checkpoints/ summary.json report.html` below `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,6 +110,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def write_named(data: bytes, kind: str, folder: Path, below: str) -> str:
+    """Write `below/HASH.kind` into `folder`, the name saying what is in it, so that equal files are stored once; returns it."""
+    name = f"{below}/{hashlib.sha256(data).hexdigest()[:16]}.{kind}"
+    path = folder / name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
+    return name
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,11 +15,13 @@ ANSWERS = ("<think>One, two, three.</think><answer>3</answer>", "4", "I see thre
 
 
 def made_up(size: int = 24, target: Any = None, text: str | None = None) -> list[Sample]:
-    """Two prompts of three samples; each has a text, a picture and a video of `size` x `size` pixels, and a prompt with a target."""
+    """Two prompts of three samples; each has a text, a picture and a video of `size` x `size` pixels, and a prompt
+    with a target and a picture of its own."""
     found = []
     for number in range(2):
         wanted = str(number + 3) if target is None else target
-        prompt = Prompt(f"made-up-{number}", text or f"{number + 3} red circles", target=wanted)
+        source = np.random.default_rng([number, len(ANSWERS)]).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        prompt = Prompt(f"made-up-{number}", text or f"{number + 3} red circles", (source,), wanted)
         for member, answer in enumerate(ANSWERS):
             rng = np.random.default_rng([number, member])
             picture = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)

@@ -21,6 +21,8 @@ class Meter:
         self.collected: Metrics = {}
         self.values: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.beside: dict[str, float] = {}
+        """Further numbers of this process that are not reproducible (latencies, retries)."""
         self.started = time.perf_counter()
 
     def metrics(self, metrics: Mapping[str, Metric]) -> None:
@@ -43,7 +45,11 @@ class Meter:
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begin
+            self.spent(phase, time.perf_counter() - begin)
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Seconds of a phase that were measured elsewhere."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def reduce(self, group: Group) -> dict[str, float]:
         """Global means, sums, maxima and values by name, in a fixed order."""
@@ -53,9 +59,9 @@ class Meter:
         return dict(self.values) | dict(sorted(finish(everywhere).items()))
 
     def clock(self, samples: int, device: torch.device) -> dict[str, float]:
-        """Seconds per phase and in all, samples/s, peak memory of this process in MB. Not reproducible by nature."""
+        """Seconds per phase and in all, what else is `beside`, samples/s, peak memory of this process in MB. Not reproducible by nature."""
         total = time.perf_counter() - self.started
-        clock = {f"seconds/{name}": value for name, value in self.seconds.items()}
+        clock = {f"seconds/{name}": value for name, value in self.seconds.items()} | self.beside
         clock |= {"seconds": total, "samples_per_second": samples / total, "memory_mb": peak_memory_mb(device)}
         return clock
 

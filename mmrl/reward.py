@@ -14,19 +14,23 @@ import traceback
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from mmrl.components import Component
+from mmrl.compose.transform import Seen, Transform
 from mmrl.errors import UserError
-from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Sample, Scores
+from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Prompt, Sample, Scores
 
 Scope = Literal["pointwise", "groupwise", "pairwise"]
-Need = Literal["text", "image", "video", "target"]
+Need = Literal["text", "image", "video", "target", "source"]
+"""`source`: the prompt has media of its own (the picture that is edited, or asked about)."""
 
 
 class Graded(float):
@@ -78,9 +82,21 @@ class Reward(Component):
         """What a run must offer for this reward to make sense: `needs`, or more that follows from the options."""
         return self.needs
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for a prompt whose samples this reward could never score. Asked of every prompt when a config is read."""
+        return None
+
     def setup(self, device: torch.device) -> None:
         """Load weights and the like, once, before the first `score`."""
         return None
+
+    def at_once(self) -> int:
+        """Groups that `score` may be asked about at a time, by threads; of rewards that are not pointwise."""
+        return 1
+
+    def stats(self) -> dict[str, float]:
+        """Numbers about the work since the last call, for the log (retries, latencies ...)."""
+        return {}
 
     def score_tensor(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores `(B,)` with gradient of pictures `(B, 3, H, W)` float32 in [0, 1]; rewards that are `differentiable` have it."""
@@ -106,17 +122,43 @@ def rgb(image: Any) -> np.ndarray:
     raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {got}")
 
 
+class Use(NamedTuple):
+    """What a stage does with a reward: the weight of its scores in the sum, what is done with them before (`then`), which prompts
+    it is asked about (`where`: values of `Prompt.meta`, or lists of them), and whether the first failure ends the run (`strict`)."""
+
+    reward: Reward
+    weight: float = 1.0
+    then: tuple[Transform, ...] = ()
+    where: Mapping[str, Any] = {}
+    strict: bool = False
+
+    def asks(self, prompt: Prompt) -> bool:
+        """Whether the reward applies to a prompt."""
+        return all(
+            prompt.meta.get(key) in wanted if isinstance(wanted, list | tuple) else prompt.meta.get(key) == wanted
+            for key, wanted in self.where.items()
+        )
+
+
 class RewardSet:
     """Scores samples with every reward and combines the scores.
 
-    `rewards` maps a name to (reward, weight). Those named in `held_out` are scored and logged, never
-    trained on. Raises UserError for a reward that cannot be scored here.
+    `rewards` maps a name to a `Use`, or the beginning of one: (reward, weight). Those named in `held_out` are scored and logged,
+    never trained on. Raises UserError for a reward that cannot be scored here, and for a transform of a reward that is not here.
     """
 
-    def __init__(self, rewards: Mapping[str, tuple[Reward, float]], held_out: Collection[str] = ()) -> None:
+    def __init__(self, rewards: Mapping[str, Use | tuple[Reward, float]], held_out: Collection[str] = ()) -> None:
+        self.uses = tuple(Use(*use) for use in rewards.values())
         self.names = tuple(rewards)
-        self.rewards = tuple(reward for reward, _ in rewards.values())
-        self.weights = tuple(0.0 if name in held_out else float(weight) for name, (_, weight) in rewards.items())
+        self.rewards = tuple(use.reward for use in self.uses)
+        self.weights = tuple(
+            0.0 if name in held_out else float(use.weight) for name, use in zip(self.names, self.uses, strict=True)
+        )
+        for name, use in zip(self.names, self.uses, strict=True):
+            for one in (other for transform in use.then for other in transform.reads if other not in rewards):
+                raise UserError(
+                    f"reward '{name}' is changed by what reward '{one}' says, which is not one of {', '.join(rewards)}"
+                )
         for name, weight in zip(self.names, self.weights, strict=True):
             if not math.isfinite(weight):
                 raise UserError(f"reward '{name}' has weight {weight}; expected a finite number")
@@ -141,6 +183,11 @@ class RewardSet:
             reward.setup(device)
 
     @property
+    def strict(self) -> np.ndarray:
+        """(K,) bool: the first failure of the reward ends the run."""
+        return np.array([use.strict for use in self.uses], dtype=bool)
+
+    @property
     def reads_groups(self) -> bool:
         """Some reward compares the samples of a group, so that a process must hold whole groups."""
         return any(reward.scope != "pointwise" for reward in self.rewards)
@@ -156,8 +203,11 @@ class RewardSet:
         status = np.full(values.shape, SKIPPED, dtype=np.int64)
         messages: list[str] = []
         where = _places(samples)
-        for column, (name, reward) in enumerate(zip(self.names, self.rewards, strict=True)):
-            rows = [row for row, sample in enumerate(samples) if not lacking(reward, sample)]
+        for column, (name, use) in enumerate(zip(self.names, self.uses, strict=True)):
+            reward = use.reward
+            rows = [
+                row for row, sample in enumerate(samples) if use.asks(sample.prompt) and not lacking(reward, sample)
+            ]
             for row, outcome in _outcomes(name, reward, samples, rows, where, group):
                 if isinstance(outcome, str):
                     status[row, column] = FAILED
@@ -172,21 +222,81 @@ class RewardSet:
         """The reward `(N,)` float64 that is trained on: the weighted sum of the trained rewards, or NaN.
 
         `group (N,)` integers; all samples of a group must be there (gather first if ranks share a group). A sample is NaN if a
-        trained reward failed on it, or skipped it but not its whole group. A reward that skipped a whole group is left out
-        of that group's sums; a group without any reward is NaN, never 0.
+        trained reward failed on it, or skipped it but not its whole group. A reward that skipped a whole group (or whose
+        transforms read one that did) is left out of that group's sums; a group without any reward is NaN, never 0.
         """
         self.check_trained()
-        _, inverse = np.unique(np.asarray(group), return_inverse=True)
-        total = np.zeros(len(scores.values))
+        values, applies = self.composed(scores, group)
+        total = np.zeros(len(values))
         counted = np.zeros(len(total), dtype=bool)
         for column, weight in enumerate(self.weights):
-            if weight == 0:
-                continue
-            skipped = scores.status[:, column] == SKIPPED
-            applies = (np.bincount(inverse, weights=~skipped) > 0)[inverse]
-            total[applies] += weight * scores.values[applies, column]  # NaN unless the status is OK
-            counted |= applies
+            if weight:
+                rows = applies[:, column]
+                total[rows] += weight * values[rows, column]  # NaN unless every status is OK
+                counted |= rows
         return np.where(counted, total, np.nan)
+
+    def composed(self, scores: Scores, group: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The scores `(N, K)` after `then`, NaN where there is none, and where they belong into the sum `(N, K)` bool."""
+        _, inverse = np.unique(np.asarray(group), return_inverse=True)
+        asked = [np.bincount(inverse, weights=column != SKIPPED) > 0 for column in scores.status.T]
+        applies = np.empty(scores.status.shape, dtype=bool)
+        for column, use in enumerate(self.uses):
+            read = {column, *(self.names.index(name) for transform in use.then for name in transform.reads)}
+            applies[:, column] = np.logical_and.reduce([asked[one] for one in read])[inverse]
+        found = [self._through(column, scores, group)[-1] for column in range(len(self.names))]
+        values = np.stack(found, 1) if found else np.empty(scores.values.shape)
+        return np.where(applies, values, np.nan), applies
+
+    def _through(self, column: int, scores: Scores, group: Any) -> list[np.ndarray]:
+        """The scores `(N,)` of a reward as they come to each of its transforms, and as they leave the last."""
+        stages = [scores.values[:, column]]
+        seen = self._seen(scores, group)
+        for transform in self.uses[column].then:
+            changed = np.asarray(transform(stages[-1], seen), dtype=np.float64)
+            unscored = np.isnan(stages[-1])
+            if changed.shape != unscored.shape or not np.isfinite(changed[~unscored & ~np.isnan(changed)]).all():
+                raise UserError(
+                    f"transform {type(transform).__name__} of reward '{self.names[column]}' made {changed.shape} of "
+                    f"{unscored.shape} scores, or an infinite one; expected a finite number for every score"
+                )
+            stages.append(np.where(unscored, np.nan, changed))
+        return stages
+
+    def _seen(self, scores: Scores, group: Any) -> Seen:
+        by_name = {name: scores.values[:, place] for place, name in enumerate(self.names)}
+        return Seen(np.asarray(group, dtype=np.int64), by_name)
+
+    def remember(self, scores: Scores, group: Any) -> None:
+        """Let the transforms take in the scores of a step, from all ranks, once it is over."""
+        seen = self._seen(scores, group)
+        for column, use in enumerate(self.uses):
+            for transform, values in zip(use.then, self._through(column, scores, group)[:-1], strict=True):
+                transform.remember(values, seen)
+
+    def transform_metrics(self, scores: Scores, group: Any) -> dict[str, float]:
+        """For the log: the mean of every reward that transforms changed, as `NAME/then`, and what these say of themselves."""
+        values, _ = self.composed(scores, group)
+        found: dict[str, float] = {}
+        for name, use, column in zip(self.names, self.uses, values.T, strict=True):
+            if use.then and np.isfinite(column).any():
+                found[f"{name}/then"] = float(np.nanmean(column))
+            found |= {f"{name}/{key}": value for transform in use.then for key, value in transform.metrics().items()}
+        return found
+
+    def state(self) -> dict[str, list[dict[str, Any]]]:
+        """JSON-able; what a checkpoint keeps of the transforms."""
+        return {
+            name: [one.state() for one in use.then]
+            for name, use in zip(self.names, self.uses, strict=True)
+            if any(one.remembers for one in use.then)
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, kept in state.items():
+            for transform, own in zip(self.uses[self.names.index(name)].then, kept, strict=True):
+                transform.load_state(own)
 
     def counts(self, scores: Scores) -> dict[str, dict[str, int]]:
         """Per reward, how many samples are ok, failed and skipped."""
@@ -212,6 +322,7 @@ def lacking(reward: Reward, sample: Sample) -> list[Need]:
         "image": len(sample.images) > 0,
         "video": sample.video is not None,
         "target": sample.prompt.target is not None,
+        "source": len(sample.prompt.media) > 0,
     }
     return [need for need in reward.needs if not has[need]]
 
@@ -224,16 +335,20 @@ def _outcomes(
     where: Sequence[str],
     group: Sequence[int] | None,
 ) -> list[tuple[int, float | str | None]]:
-    """The rows and what `_score` says of them: all at once, or one group after another."""
+    """The rows and what `_score` says of them: all at once, or group by group."""
     parts = [rows]
     if reward.scope != "pointwise":
         assert group is not None
         keys = dict.fromkeys(int(group[row]) for row in rows)
         parts = [[row for row in rows if int(group[row]) == key] for key in keys]
-    found: list[tuple[int, float | str | None]] = []
-    for part in parts:
-        own, places = [samples[row] for row in part], [where[row] for row in part]
-        found += zip(part, _score(name, reward, own, places), strict=True)
+
+    def scored(part: list[int]) -> list[float | str | None]:
+        return _score(name, reward, [samples[row] for row in part], [where[row] for row in part])
+
+    threads = min(reward.at_once(), len(parts))
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        told = map(scored, parts) if pool is None else pool.map(scored, parts)
+        found = [pair for part, own in zip(parts, told, strict=True) for pair in zip(part, own, strict=True)]
     return sorted(found, key=lambda pair: pair[0])
 
 

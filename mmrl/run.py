@@ -94,7 +94,7 @@ def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
     named = [stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedDraws)]
     if resolved.evaluation is not None:
         named.append(resolved.evaluation.rewards)
-    for reward in {id(reward): reward for group in named for reward, _ in group.values()}.values():
+    for reward in {id(use.reward): use.reward for group in named for use in group.values()}.values():
         reward.setup(device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 
 from mmrl.rollout import Draw, Sample, Scores
 
@@ -43,4 +44,4 @@ def in_parts(draws: Sequence[Draw], parts: int) -> list[list[Draw]]:
     own = list(groups.values())
     number = min(parts, len(own))
     edges = [round(k * len(own) / number) for k in range(number + 1)]
-    return [[draw for group in own[a:b] for draw in group] for a, b in zip(edges, edges[1:], strict=False)]
+    return [[draw for group in own[a:b] for draw in group] for a, b in pairwise(edges)]

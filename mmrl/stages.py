@@ -9,17 +9,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl import kept
 from mmrl.advantage.history import History
 from mmrl.advantage.stats import group_stats
 from mmrl.advantage.types import Scored
 from mmrl.alarms import Alarms
 from mmrl.config.resolve import ResolvedRL, ResolvedSupervised
+from mmrl.curriculum.checklist import Checklist
 from mmrl.curriculum.refill import admitted, useful
 from mmrl.curriculum.rounds import Round, Table
 from mmrl.distributed import Group, slice_of, slice_of_groups
@@ -37,6 +40,7 @@ from mmrl.policy import Policy
 from mmrl.reward import RewardSet, graded
 from mmrl.rollout import FAILED, SKIPPED, Draw, Prompt, Rollout, Scores
 from mmrl.sampler import GroupSampler
+from mmrl.scoring import Scorer, Scoring, in_parts
 from mmrl.seeding import derive_seed
 
 Updates = Iterator[Iterator[Tensor] | None]
@@ -94,17 +98,31 @@ class SupervisedWork:
 class RLWork:
     """Rollout, score, credit, and the chunks of the objective."""
 
-    def __init__(self, stage: ResolvedRL, policy: Policy, group: Group, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stage: ResolvedRL,
+        policy: Policy,
+        group: Group,
+        seed: int,
+        say: Callable[[str], None],
+        folder: Path | None = None,
+    ) -> None:
+        """`folder` is that of the stage's kept samples; None: none are kept."""
         section = stage.section
         self.stage, self.policy, self.group, self.seed, self.say = stage, policy, group, seed, say
+        self.kept = folder
         prompts = readable(policy, stage.prompts.load(), say)
-        self.sampler = GroupSampler(prompts, section.prompts_per_step, section.group_size, seed, stage.name)
+        asked = section.curriculum.checklist
+        checklist = None if asked is None else Checklist(asked.questions, asked.group_size)
+        self.sampler = GroupSampler(prompts, section.prompts_per_step, section.group_size, seed, stage.name, checklist)
         self.draws = iter(self.sampler)
         self.rewards = RewardSet(stage.rewards)
-        if self.rewards.reads_groups and section.prompts_per_step < group.world:
+        self.scorer = Scorer(self.rewards.score, beside=section.rollout_parts > 1)
+        if self.rewards.reads_groups and section.prompts_per_step // section.rollout_parts < group.world:
             raise RunError(
                 f"stage {stage.name}: a reward compares the samples of a group, so every process needs a whole one, but there are "
-                f"{section.prompts_per_step} per step and {group.world} processes; raise prompts_per_step"
+                f"{section.prompts_per_step} per step in {section.rollout_parts} parts and {group.world} processes; raise "
+                "prompts_per_step or lower rollout_parts"
             )
         self.budget = FailureBudget(section.failures.share, section.failures.window)
         self.alarms = Alarms(self.rewards.names, self.rewards.weights)
@@ -135,8 +153,13 @@ class RLWork:
         if hasattr(self.policy, "publish"):
             with meter.time("rollout"):
                 publish(self.policy, f"{self._token()}-{step + 1}", self.group)
-        rounds, scored = self._rounds(steps, step, meter)
+        rounds, scored, table, total = self._rounds(steps, step, meter)
         advantage, opposed = objective.advantages(scored), objective.opposed(scored)
+        if self.kept is not None and section.keep_samples is not None and kept.due(section.keep_samples, step):
+            with meter.time("keep"):
+                weights = dict(zip(self.rewards.names, self.rewards.weights, strict=True))
+                own = kept.chosen(section.keep_samples, step, rounds, table, total, advantage, weights, self.group.rank)
+                kept.write(self.kept, own, self.group)
         if self.history is not None:
             self.history.add(scored)
         keep = objective.selected(advantage, scored, step)
@@ -177,38 +200,56 @@ class RLWork:
             slow: Any = self.policy
             slow.follow(how.at(done))
 
-    def _rounds(self, steps: Tensor, step: int, meter: Meter) -> tuple[list[Round], Scored]:
-        """The rollouts of a step and what the advantages see of them, from rewards gathered from all ranks: every rank
-        takes the same decision about another round."""
+    def _rounds(self, steps: Tensor, step: int, meter: Meter) -> tuple[list[Round], Scored, Table, np.ndarray]:
+        """The rollouts of a step and what the advantages see of them, from rewards gathered from all ranks (the table, and the total
+        `(N,)`): every rank takes the same decision about another round."""
         refill, wanted = self.stage.section.curriculum.refill, self.stage.section.prompts_per_step
         rounds: list[Round] = []
         tables: list[Table] = []
+        number = 0
         while True:
-            part = self._draw(steps, step, sum(len(one.draws) for one in rounds), meter)
-            rounds.append(part)
-            tables.append(self._score(part, wanted * len(tables), meter))
+            parts = self._round(steps, step, sum(len(one.draws) for one in rounds), meter)
+            rounds += [part for part, _ in parts]
+            tables += [self._score(part, job, self.sampler.groups * number, meter) for part, job in parts]
+            number += 1
             table = Table.join(tables)
             scores = Scores(self.rewards.names, table.values, table.status)
             total = self.rewards.total(scores, table.group)
-            raw = table.scored(total, self.rewards.names, self.rewards.weights)
+            raw = table.scored(
+                total, self.rewards.names, self.rewards.weights, self.rewards.composed(scores, table.group)[0]
+            )
             if self.history is not None:
                 raw = self.history.known(raw)
             scored = self.objective.shaped(raw)
             if refill is None:
                 break
             groups = len(useful(scored, refill.low, refill.high))
-            if groups >= wanted or len(rounds) == refill.max_rounds:
+            if groups >= wanted or number == refill.max_rounds:
                 scored = admitted(scored, wanted, refill.low, refill.high)
-                meter.set({"refill/rounds": float(len(rounds)), "refill/groups": float(min(groups, wanted))})
+                meter.set({"refill/rounds": float(number), "refill/groups": float(min(groups, wanted))})
                 break
         self._report(table, total, scored, meter)
+        meter.set(
+            {f"reward/{key}": value for key, value in self.rewards.transform_metrics(scores, table.group).items()}
+        )
+        self.rewards.remember(scores, table.group)
         meter.set(self.objective.metrics(raw))
         self.samples_per_step = len(total)
-        return rounds, scored
+        return rounds, scored, table, total
 
-    def _draw(self, steps: Tensor, step: int, start: int, meter: Meter) -> Round:
-        section, objective = self.stage.section, self.objective
-        draws = objective.branched(next(self.draws), step / section.steps)
+    def _round(self, steps: Tensor, step: int, start: int, meter: Meter) -> list[tuple[Round, Scoring]]:
+        """The parts of one round, the first sample of which is number `start` of the step; each is scored while the next is drawn."""
+        draws = self.objective.branched(next(self.draws), step / self.stage.section.steps)
+        found = []
+        for own in in_parts(draws, self.stage.section.rollout_parts):
+            part = self._draw(own, steps, start, meter)
+            scores = self.scorer.begin(part.rollout.samples, part.rollout.group.tolist())
+            part.measured = self._measure(part, steps, step, meter)
+            found.append((part, scores))
+            start += len(own)
+        return found
+
+    def _draw(self, draws: Sequence[Draw], steps: Tensor, start: int, meter: Meter) -> Round:
         if self.rewards.reads_groups:
             mine = slice_of_groups([draw.group for draw in draws], self.group.rank, self.group.world)
         else:
@@ -217,10 +258,12 @@ class RLWork:
             rollout = self._rollout(draws[mine], steps)
         for name, value in rollout.stats.items():
             meter.add(f"rollout/{name}", value * len(rollout), len(rollout))
-        names = objective.measures(step)
+        return Round(draws, mine, start, rollout)
+
+    def _measure(self, part: Round, steps: Tensor, step: int, meter: Meter) -> Mapping[str, Tensor]:
+        names = self.objective.measures(step)
         with meter.time("measure") if names else nullcontext():
-            measured = measure(names, self.policy, rollout, steps, section.micro_batch)
-        return Round(draws, mine, start, rollout, measured)
+            return measure(names, self.policy, part.rollout, steps, self.stage.section.micro_batch)
 
     def _rollout(self, draws: Sequence[Draw], steps: Tensor) -> Rollout:
         """By the model that the surrogate learns from; as the surrogate sees it. `steps (S,)` bool are those of the loss."""
@@ -233,10 +276,11 @@ class RLWork:
             none = torch.zeros(self.drawn_steps, dtype=torch.bool)
             return policy.renoised(self.policy.rollout(draws, self.stage.plan, none), forward)
 
-    def _score(self, part: Round, first_group: int, meter: Meter) -> Table:
-        """Rewards and other numbers of the round's samples, gathered from all ranks."""
-        with meter.time("reward"):
-            scores = self.rewards.score(part.rollout.samples, part.rollout.group.tolist())
+    def _score(self, part: Round, scoring: Scoring, first_group: int, meter: Meter) -> Table:
+        """Rewards and other numbers of a part's samples, gathered from all ranks."""
+        with meter.time("reward_wait") if self.scorer.beside else nullcontext():
+            scores, seconds = scoring.result()
+        meter.spent("reward", seconds)
         for name, words in graded(part.rollout.samples).items():
             meter.metrics({f"reward/{name}/how={word}": ("sum", float(number)) for word, number in words.items()})
         extra = {name: value for name, value in part.measured.items() if not is_per_step(name)}
@@ -249,10 +293,19 @@ class RLWork:
         """Count failures and log what the samples of a step, useful or not, were worth."""
         values, status = table.values, table.status
         failed = (status == FAILED).any(1)
+        for name, broken in zip(self.rewards.names, (status == FAILED).sum(0) * self.rewards.strict, strict=True):
+            if broken:
+                own = [message for message in table.messages if message.startswith(f"reward '{name}'")]
+                raise RunError(
+                    f"reward '{name}' failed on {broken} samples, and it ends the run at the first failure (on_failure: raise): "
+                    f"{(*own, 'no reason given')[0]}"
+                )
         self.budget.add(failed=int(failed.sum()), total=len(total), messages=list(table.messages))
         if failed.all() and not self.scored:
             raise RunError(f"no sample of the first step could be scored: {(*table.messages, 'no reason given')[0]}")
         self.scored = True
+        for name, reward in zip(self.rewards.names, self.rewards.rewards, strict=True):
+            meter.beside |= {f"reward/{name}/{key}": value for key, value in reward.stats().items()}
         for line in self.alarms.add(values):
             self._warn(line)
         found = summarise(self.rewards.names, values, status)
@@ -390,7 +443,7 @@ class RLWork:
                     yield loss
 
     def state(self) -> dict[str, Any]:
-        found = {"sampler": self.draws.state(), "budget": self.budget.state()}
+        found = {"sampler": self.draws.state(), "budget": self.budget.state(), "rewards": self.rewards.state()}
         return found if self.history is None else {**found, "history": self.history.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -398,6 +451,7 @@ class RLWork:
             self.history = History.from_state(state["history"], self.history.keep)
         self.draws.load_state(state["sampler"])
         self.budget.load_state(state["budget"])
+        self.rewards.load_state(state["rewards"])
         self.scored = True
 
 

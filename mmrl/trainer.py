@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmrl import checkpoint
+from mmrl import checkpoint, kept
 from mmrl.config.resolved import (
     Resolved,
     ResolvedDirect,
@@ -31,7 +31,7 @@ from mmrl.optim import Optimization
 from mmrl.policy import Policy
 from mmrl.preference import PreferenceWork
 from mmrl.report.shots import save_pictures
-from mmrl.reward import RewardSet
+from mmrl.reward import RewardSet, Use
 from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
 from mmrl.stages import RLWork, SupervisedWork, Work, readable
@@ -83,16 +83,18 @@ class Trainer:
         for stage in self.resolved.stages:
             self.policy.check_loaded(stage.train, stage.plan if isinstance(stage, ResolvedDraws) else None)
             if isinstance(stage, ResolvedRL):
-                samples = stage.section.prompts_per_step * stage.section.group_size
+                samples = stage.section.prompts_per_step // stage.section.rollout_parts * stage.section.group_size
                 if samples < self.group.world:
                     raise RunError(
-                        f"stage {stage.name}: {samples} samples per step cannot feed {self.group.world} processes; "
-                        "raise prompts_per_step or group_size, or start fewer processes"
+                        f"stage {stage.name}: {samples} samples per part of a step cannot feed {self.group.world} processes; "
+                        "raise prompts_per_step or group_size, lower rollout_parts, or start fewer processes"
                     )
-                if stage.objective.whole_groups and stage.section.prompts_per_step % self.group.world:
+                parts = stage.section.rollout_parts
+                if stage.objective.whole_groups and stage.section.prompts_per_step % (self.group.world * parts):
                     raise RunError(
                         f"stage {stage.name}: the surrogate needs whole groups, and {stage.section.prompts_per_step} groups do "
-                        f"not divide into {self.group.world} processes; change prompts_per_step or the number of processes"
+                        f"not divide into {parts} parts for {self.group.world} processes; change prompts_per_step, rollout_parts or "
+                        "the number of processes"
                     )
         if self.resolved.evaluation is not None:
             self.policy.check_loaded(None, self.resolved.evaluation.plan)
@@ -164,7 +166,8 @@ class Trainer:
 
     def _work(self, stage: ResolvedStage) -> Work:
         if isinstance(stage, ResolvedRL):
-            return RLWork(stage, self.policy, self.group, self.seed, self.tracking.say)
+            folder = self.folder.path / kept.FOLDER / stage.name
+            return RLWork(stage, self.policy, self.group, self.seed, self.tracking.say, folder)
         if isinstance(stage, ResolvedDirect):
             return DirectWork(stage, self.policy, self.group, self.seed, self.tracking.say)
         if isinstance(stage, ResolvedPreference):
@@ -255,13 +258,13 @@ class Trainer:
         settings = self.config.evaluation
         assert settings is not None
         if stage.name not in self.chances:
-            judges = {name: pair for name, pair in self._rewards(stage).items()
-                      if "target" in pair[0].inputs() and pair[0].scope == "pointwise"}  # fmt: skip
+            judges = {name: use._replace(then=()) for name, use in self._rewards(stage).items()
+                      if "target" in use.reward.inputs() and use.reward.scope == "pointwise"}  # fmt: skip
             self.chances[stage.name] = chance(self._held_out(), RewardSet(judges), self.group, settings.by)
         return self.chances[stage.name]
 
-    def _rewards(self, stage: ResolvedStage) -> dict[str, Any]:
-        """Rewards of the stage and of the evaluation: name -> (reward, weight)."""
+    def _rewards(self, stage: ResolvedStage) -> dict[str, Use]:
+        """Rewards of the stage and of the evaluation, by name."""
         assert self.resolved.evaluation is not None
         return {**(stage.rewards if isinstance(stage, ResolvedDraws) else {}), **self.resolved.evaluation.rewards}
 

@@ -17,11 +17,13 @@ COMPONENTS: dict[str, dict[str, str]] = {
     },
     "shaping": {
         "clamp": "mmrl.advantage.shaping:Clamp",
+        "constraint": "mmrl.advantage.constraint:Constraint",
         "vogue": "mmrl.advantage.vogue:Vogue",
         "grpo_care": "mmrl.advantage.care:GrpoCare",
         "rac": "mmrl.advantage.rac:Rac",
         "majority": "mmrl.advantage.majority:Majority",
         "grpo_lambda": "mmrl.advantage.length_gate:GrpoLambda",
+        "checklist_gate": "mmrl.advantage.checklist:ChecklistGate",
         "noisy_verifier": "mmrl.advantage.noisy:NoisyVerifier",
     },
 }

@@ -27,9 +27,11 @@ class Scored:
     """N scored samples: `reward (N,)` float64 with NaN = unscorable, `group (N,)` int64.
 
     Optional: `components (N, K)` float64, the single rewards behind the sum (NaN where a reward failed or does not
-    apply) with `weights (K,)` and `names` (K); `log_prob (N, S)` and `mask (N, S)` of the behaviour policy. `answers` (N)
+    apply) with `weights (K,)` and `names` (K); `scores (N, K)`, where these differ from what the rewards said, and `failed (N, K)`
+    bool, where a reward failed; `log_prob (N, S)` and `mask (N, S)` of the behaviour policy. `answers` (N)
     are the parsed answers, None where there is none. `prompts` (N) are the ids of the prompts. `node (N, S)` int64 are the
-    nodes of a tree that a sample is in after each step, -1 where it is in none (see `mmrl.rollout.Tree`). `extra` holds
+    nodes of a tree that a sample is in after each step, -1 where it is in none (see `mmrl.rollout.Tree`). `parent (N,)` int64 is
+    the group whose sub-question a sample answers, -1 for none (see `mmrl.curriculum.checklist`). `extra` holds
     further numbers `(N,)` float64 by name: `length`, the steps of each sample, what the shapings asked to be measured, and
     what is remembered of the prompts; `earlier` are their latest rewards of before (see `mmrl.advantage.history`).
     Raises ValueError on unequal shapes or an infinite reward.
@@ -38,6 +40,8 @@ class Scored:
     reward: Floats
     group: Ints
     components: Floats | None = None
+    scores: Floats | None = None
+    failed: Bools | None = None
     weights: Floats | None = None
     log_prob: Floats | None = None
     mask: Bools | None = None
@@ -45,6 +49,7 @@ class Scored:
     answers: tuple[str | None, ...] | None = None
     prompts: tuple[str, ...] | None = None
     node: Ints | None = None
+    parent: Ints | None = None
     extra: Mapping[str, Floats] = field(default_factory=dict)
     earlier: Mapping[str, Floats] | None = None
 
@@ -52,14 +57,14 @@ class Scored:
         n = len(self.reward)
         if self.reward.shape != (n,) or self.group.shape != (n,):
             raise ValueError(f"reward {self.reward.shape} and group {self.group.shape} must both be (N,)")
-        for name in ("components", "log_prob", "mask", "node"):
+        for name in ("components", "scores", "failed", "log_prob", "mask", "node"):
             value = getattr(self, name)
             if value is not None and (value.ndim != 2 or len(value) != n):
                 raise ValueError(f"{name} {value.shape} must have {n} rows")
         for name, numbers in self.extra.items():
             if numbers.shape != (n,):
                 raise ValueError(f"{name} {numbers.shape} must be ({n},)")
-        for name in ("answers", "prompts"):
+        for name in ("answers", "prompts", "parent"):
             if getattr(self, name) is not None and len(getattr(self, name)) != n:
                 raise ValueError(f"there are {len(getattr(self, name))} {name} for {n} samples")
         if np.isinf(self.reward).any():
@@ -81,13 +86,23 @@ class Scored:
         return self.extra[name]
 
     def column(self, name: str | None) -> Floats:
-        """The scores `(N,)` of the reward `name`, or the total without a name; NaN for unscorable samples.
+        """The scores `(N,)` of the reward `name` as it gave them, or the total without a name; NaN for unscorable samples.
         Raises UserError for a name that is not among the rewards."""
         if name is None:
             return self.reward
+        said = self.components if self.scores is None else self.scores
+        assert said is not None
+        return np.where(self.scorable, said[:, self._place(name)], np.nan)
+
+    def broke_down(self, name: str) -> Bools:
+        """(N,) bool: the reward `name` failed on the sample."""
+        place = self._place(name)
+        return np.zeros(len(self), dtype=bool) if self.failed is None else self.failed[:, place]
+
+    def _place(self, name: str) -> int:
         if self.components is None or name not in self.names:
             raise UserError(f"there is no reward '{name}' among {', '.join(self.names) or 'the rewards'}")
-        return np.where(self.scorable, self.components[:, self.names.index(name)], np.nan)
+        return self.names.index(name)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -132,6 +147,8 @@ class Shaping(Component):
 
     reads_answers: ClassVar[bool] = False
     """`Scored.answers` must be there."""
+    reads_checklist: ClassVar[bool] = False
+    """`Scored.parent` must be there: sub-questions are asked."""
     elementwise: ClassVar[bool] = False
     """It changes every advantage by itself, so that it fits those of single steps and of single rewards too."""
 

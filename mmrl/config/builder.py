@@ -11,6 +11,7 @@ from mmrl.config.schema import RewardSpec, Spec
 from mmrl.config.source import Path_, Source
 from mmrl.config.validate import lines, validate
 from mmrl.errors import ConfigError, UserError
+from mmrl.reward import Use
 
 
 class Builder:
@@ -43,8 +44,14 @@ class Builder:
             self.problems.append(str(error))
             return None
 
-    def rewards(self, specs: dict[str, RewardSpec], path: Path_) -> dict[str, tuple[Any, float]]:
-        return {name: (self.component("reward", spec, (*path, name)), spec.weight) for name, spec in specs.items()}
+    def rewards(self, specs: dict[str, RewardSpec], path: Path_) -> dict[str, Use]:
+        """What a stage does with each reward; a part that could not be built is None in it."""
+        return {name: self._use(spec, (*path, name)) for name, spec in specs.items()}
+
+    def _use(self, spec: RewardSpec, path: Path_) -> Use:
+        then = tuple(self.component("transform", one, (*path, "then", place)) for place, one in enumerate(spec.then))
+        reward = self.component("reward", spec, path)
+        return Use(reward, spec.weight, then, spec.where, spec.on_failure == "raise")
 
     def problem(self, path: Path_, text: str) -> None:
         self.problems.append(self.source.line(path, text))

@@ -8,6 +8,7 @@ import torch
 
 from mmrl.components import names, resolve
 from mmrl.config.builder import Builder
+from mmrl.config.checklists import check_checklist
 from mmrl.config.resolved import ResolvedDirect, ResolvedRL, ResolvedStage
 from mmrl.config.schema import Config, PreferenceStage, RLStage
 from mmrl.objective.wants import check_policy
@@ -123,9 +124,9 @@ def _check_direct(stage: ResolvedDirect, policy: Any, config: Config, build: Bui
         )
         return
     build.check((*path, "last"), policy.check_gradient, stage.plan, section.last)
-    build.check((*path, "rewards"), RewardSet(stage.rewards).check_trained)
-    for name, (reward, _) in stage.rewards.items():
-        if not reward.differentiable:
+    build.check((*path, "rewards"), lambda: RewardSet(stage.rewards).check_trained())
+    for name, use in stage.rewards.items():
+        if not use.reward.differentiable:
             known = ", ".join(n for n in names("reward") if getattr(resolve("reward", n), "differentiable", False))
             build.problem(
                 (*path, "rewards", name),
@@ -137,6 +138,19 @@ def _check_direct(stage: ResolvedDirect, policy: Any, config: Config, build: Bui
             (*path, "batch_size"),
             f"{section.batch_size} samples per step cannot feed {processes} processes; use {processes}",
         )
+
+
+def _unknown_reads(stage: ResolvedRL, build: Builder) -> bool:
+    """Report transforms that read a reward which the stage does not have."""
+    before = len(build.problems)
+    for name, use in stage.rewards.items():
+        for place, transform in enumerate(use.then):
+            for other in (other for other in transform.reads if other not in stage.rewards):
+                build.problem(
+                    ("stages", stage.name, "rewards", name, "then", place),
+                    f"reads a reward '{other}', which this stage does not have (it has: {', '.join(stage.rewards)})",
+                )
+    return len(build.problems) > before
 
 
 def _check_whole_groups(stage: ResolvedRL, processes: int, build: Builder) -> None:
@@ -180,8 +194,8 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
             (*path, "curriculum", "refill"),
             "a refill judges whole groups, and fan_out compares the samples of one step with each other; leave one out",
         )
-    trained = RewardSet(stage.rewards)
-    build.check((*path, "rewards"), trained.check_trained)
+    if not _unknown_reads(stage, build):
+        build.check((*path, "rewards"), lambda: RewardSet(stage.rewards).check_trained())
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
     if hasattr(stage.plan, "check_group"):
         build.check((*path, "group_size"), stage.plan.check_group, section.group_size)
@@ -198,6 +212,7 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
         )
     if stage.objective.whole_groups:
         _check_whole_groups(stage, processes, build)
+    check_checklist(stage, policy, build)
     for number, shaping in enumerate(stage.objective.shaping):
         for name in shaping.reads_rewards:
             if name not in stage.rewards:

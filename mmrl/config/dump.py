@@ -9,7 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mmrl.config.resolved import Resolved, ResolvedDirect, ResolvedDraws, ResolvedExamples, ResolvedRL
-from mmrl.config.schema import Spec
+from mmrl.config.schema import RewardSpec, Spec
+from mmrl.reward import Use
 
 MAY_DIFFER = (
     "run.dir",
@@ -60,13 +61,19 @@ def _spec(spec: Spec, component: Any, resolved: Resolved) -> dict[str, Any]:
     return {"name": name, **options}
 
 
-def _rewards(specs: Mapping[str, Any], built: Mapping[str, tuple[Any, float]], resolved: Resolved) -> dict[str, Any]:
-    return {name: {**_spec(spec, built[name][0], resolved), "weight": spec.weight} for name, spec in specs.items()}
+def _rewards(specs: Mapping[str, RewardSpec], built: Mapping[str, Use], resolved: Resolved) -> dict[str, Any]:
+    return {name: _reward(spec, built[name], resolved) for name, spec in specs.items()}
+
+
+def _reward(spec: RewardSpec, use: Use, resolved: Resolved) -> dict[str, Any]:
+    own = {key: getattr(spec, key) for key in type(spec).model_fields if key != "name"}
+    then = [_spec(s, c, resolved) for s, c in zip(spec.then, use.then, strict=True)]
+    return {**_spec(spec, use.reward, resolved), **own, "then": then}
 
 
 def _objective(stage: ResolvedRL, resolved: Resolved) -> dict[str, Any]:
     spec, built = stage.section.objective, stage.objective
-    return {
+    return spec.model_dump(mode="json") | {
         "advantage": _spec(spec.advantage, built.advantage, resolved),
         "shaping": [_spec(s, c, resolved) for s, c in zip(spec.shaping, built.shaping, strict=True)],
         "selection": _spec(spec.selection, built.selection, resolved),
@@ -77,8 +84,6 @@ def _objective(stage: ResolvedRL, resolved: Resolved) -> dict[str, Any]:
         "surrogate": _spec(spec.surrogate, built.surrogate, resolved),
         "terms": [_spec(s, c, resolved) for s, c in zip(spec.terms, built.terms, strict=True)],
         "correction": None if spec.correction is None else _spec(spec.correction, built.correction, resolved),
-        "aggregate": spec.aggregate,
-        "max_steps": spec.max_steps,
     }
 
 

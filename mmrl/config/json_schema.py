@@ -60,7 +60,8 @@ def _component(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[f"{kind}_{name}_{inner}"] = definition
         one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
         if kind == "reward":
-            one["properties"]["weight"] = {"type": "number", "default": 1.0}
+            used = definitions["RewardSpec"]["properties"]
+            one["properties"] |= {key: node for key, node in used.items() if key != "name"}
         one["required"] = ["name"]  # says which options there are
         options.append(one)
     own = {

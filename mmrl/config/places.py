@@ -25,6 +25,7 @@ PLACES = {
     "terms": "term",
     "correction": "correction",
     "rewards": "reward",
+    "then": "transform",
 }
 """Key of the schema -> kind of component that stands there."""
 
@@ -71,6 +72,9 @@ def _walk(annotation: Any, value: Any, key: str, path: Path_) -> Iterator[Place]
         if issubclass(annotation, Spec):
             if isinstance(value.get("name"), str):
                 yield Place(key, path, value, frozenset(annotation.model_fields))
+            for name, field in annotation.model_fields.items():
+                if name in value:
+                    yield from _walk(field.annotation, value[name], name, (*path, name))
         elif issubclass(annotation, BaseModel):
             for name, field in annotation.model_fields.items():
                 if name in value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,12 +21,14 @@ from mmrl.config.resolved import (
     ResolvedStage,
     ResolvedSupervised,
 )
-from mmrl.config.schema import Config, DirectStage, PreferenceStage, RLStage, SupervisedStage
+from mmrl.config.schema import Config, DirectStage, PreferenceStage, RewardSpec, RLStage, SupervisedStage
 from mmrl.config.source import Path_, Source, read
 from mmrl.config.validate import lines
+from mmrl.curriculum.checklist import check_checklists
 from mmrl.errors import ConfigError, UserError
 from mmrl.media import check_fit
 from mmrl.objective.objective import Objective
+from mmrl.reward import Use
 from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
 
@@ -82,6 +84,8 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
             prompts = build.component("prompts", section.prompts, (*path, "prompts"))
             plan = build.block(sampling_type, section.sampling, (*path, "sampling"))
             rewards = build.rewards(section.rewards, (*path, "rewards"))
+            why = "a direct stage takes the gradient of the scores of all its pictures"
+            _refuse(("then", "where", "on_failure"), section.rewards, (*path, "rewards"), why, build)
             stages.append(ResolvedDirect(name, section, train, prompts, plan, rewards))
         else:
             stages.append(_rl(name, section, train, policy, plan_type, build))
@@ -92,6 +96,8 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
             build.block(sampling_type, config.evaluation.sampling, ("evaluation", "sampling")),
             build.rewards(config.evaluation.rewards, ("evaluation", "rewards")),
         )
+        why = "an evaluation reports scores as they are, and failures as a count"
+        _refuse(("then", "on_failure"), config.evaluation.rewards, ("evaluation", "rewards"), why, build)
     for stage in stages:
         if policy is not None and stage.complete:
             check_stage(stage, policy, config, build)
@@ -107,6 +113,17 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
     if build.problems:
         raise ConfigError("\n".join(build.problems))
     return Resolved(config, source, policy, stages, evaluation)
+
+
+def _refuse(keys: Sequence[str], specs: Mapping[str, RewardSpec], path: Path_, why: str, build: Builder) -> None:
+    """Keys of a reward that mean nothing where it stands."""
+    for name, spec in specs.items():
+        for key in (
+            key
+            for key in keys
+            if getattr(spec, key) != RewardSpec.model_fields[key].get_default(call_default_factory=True)
+        ):
+            build.problem((*path, name, key), f"{why}; leave '{key}' out")
 
 
 def _rl(
@@ -183,8 +200,9 @@ def _prompts_of(stream: Any) -> Sequence[Prompt]:
 def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> list[Prompt]:
     prompts: list[Prompt] = evaluation.prompts.load()
     trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedDraws)]
-    for rewards in (*trained, evaluation.rewards):
-        _targets(prompts, rewards)
+    for rewards in trained:
+        _targets(prompts, {name: use for name, use in rewards.items() if any(map(use.asks, prompts))})
+    _targets(prompts, evaluation.rewards)
     return prompts
 
 
@@ -194,11 +212,25 @@ def _sampler(stage: ResolvedDraws) -> list[Prompt]:
     section: Any = stage.section
     size = section.batch_size if isinstance(stage, ResolvedDirect) else section.prompts_per_step
     GroupSampler(prompts, size, 1 if isinstance(stage, ResolvedDirect) else section.group_size)
-    _targets(prompts, stage.rewards)
+    asked = isinstance(stage, ResolvedRL) and stage.section.curriculum.checklist is not None
+    _targets([*prompts, *(check_checklists(prompts) if asked else ())], stage.rewards)
     return prompts
 
 
-def _targets(prompts: Sequence[Prompt], rewards: dict[str, tuple[Any, float]]) -> None:
-    for name, (reward, _) in rewards.items():
-        if reward is not None and "target" in reward.inputs() and all(prompt.target is None for prompt in prompts):
-            raise UserError(f"reward '{name}' compares with a target, and none of the {len(prompts)} prompts has one")
+def _targets(prompts: Sequence[Prompt], rewards: Mapping[str, Use]) -> None:
+    """Raises UserError for a reward that none of the prompts is for, that lacks its target in all of them, or cannot score one."""
+    for name, use in rewards.items():
+        if use.reward is None:
+            continue
+        own = [prompt for prompt in prompts if use.asks(prompt)]
+        if not own:
+            raise UserError(
+                f"reward '{name}' is for prompts where {dict(use.where)}, and none of the {len(prompts)} is one"
+            )
+        if "target" in use.reward.inputs() and all(prompt.target is None for prompt in own):
+            raise UserError(f"reward '{name}' compares with a target, and none of the {len(own)} prompts has one")
+        for prompt in own:
+            try:
+                use.reward.check_prompt(prompt)
+            except ValueError as error:
+                raise UserError(f"reward '{name}' cannot score the samples of a prompt: {error}") from error

@@ -19,6 +19,7 @@ from mmrl.config.schema import (
 )
 from mmrl.config.source import Source
 from mmrl.objective.objective import Objective
+from mmrl.reward import Use
 
 
 @dataclass
@@ -58,11 +59,11 @@ class ResolvedDraws(ResolvedStage):
     section: DrawsStage
     prompts: Any
     plan: BaseModel
-    rewards: dict[str, tuple[Any, float]]
+    rewards: dict[str, Use]
 
     @property
     def complete(self) -> bool:
-        return super().complete and all(reward is not None for reward, _ in self.rewards.values())
+        return super().complete and all(None not in (use.reward, *use.then) for use in self.rewards.values())
 
 
 @dataclass
@@ -83,7 +84,7 @@ class ResolvedEvaluation:
     prompts: Any
     plan: Any
     """Of the policy's `sampling_type`, which has a `micro_batch`."""
-    rewards: dict[str, tuple[Any, float]]
+    rewards: dict[str, Use]
 
 
 @dataclass

@@ -33,7 +33,16 @@ class Spec(BaseModel):
 
 
 class RewardSpec(Spec):
+    """A reward and what a stage does with it."""
+
     weight: float = 1.0
+    then: tuple[Spec, ...] = ()
+    """What is done with the scores, in this order, before they are weighed and summed."""
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the prompts' `meta` and the value, or the list of values, that a prompt must have there to be scored."""
+    on_failure: Literal["mask", "raise"] = "mask"
+    """`mask`: a sample on which it fails leaves the groups and the loss, and counts against the failure budget; `raise`: the run stops
+    at the first one."""
 
 
 class MethodSection(Section):
@@ -215,16 +224,38 @@ class RefillSection(Section):
     """Groups whose mean reward is not below this are replaced too."""
 
 
+class KeepSection(Section):
+    """Scored samples of a stage that are written below the run's folder, for `mmrl reward replay`."""
+
+    every: PositiveInt
+    """Those of the first step and of every step that it divides."""
+    groups: PositiveInt | None = None
+    """Only the first groups of a step; default: all of them."""
+
+
+class ChecklistSection(Section):
+    """Sub-questions of the step's prompts (`meta.checklist`) are asked too, in groups of their own."""
+
+    questions: PositiveInt = 2
+    """Most sub-questions of a prompt that are asked in one step."""
+    group_size: int = Field(default=4, ge=2)
+    """Samples of each."""
+
+
 class CurriculumSection(Section):
     """What is drawn, beyond the order of the prompts."""
 
     refill: RefillSection | None = None
+    checklist: ChecklistSection | None = None
 
 
 class RLStage(DrawsStage):
     kind: Literal["rl"]
     prompts_per_step: PositiveInt
     group_size: PositiveInt
+    rollout_parts: PositiveInt = 1
+    """In how many parts the groups of a step are drawn; while one is drawn, the one before is scored in a thread. The update waits for
+    all of them, so that nothing is trained on older weights."""
     updates_per_rollout: PositiveInt = 1
     """Optimizer steps made from one rollout, each on its own part of the samples."""
     epochs: PositiveInt = 1
@@ -233,6 +264,8 @@ class RLStage(DrawsStage):
     failures: FailureSection = FailureSection()
     objective: ObjectiveSection
     curriculum: CurriculumSection = CurriculumSection()
+    keep_samples: KeepSection | None = None
+    """Which scored samples are kept; default: none."""
     old_log_probs: OldLogProbs = "auto"
     """What ratios start from: what the sampler said (`rollout`), a replay before the first update (`replay`), or a replay
     only where the sampler does not run the code of the update: outside float32, and with an inference engine (`auto`)."""
@@ -240,6 +273,14 @@ class RLStage(DrawsStage):
     """Largest |ratio - 1| allowed before the first update; default: 1e-4, or half the clip range where that is less. A
     replay that is further off than the clip range would train on clipped steps alone. Of a sampler that is not exact it
     bounds the mean, by default that of the policy."""
+
+    @model_validator(mode="after")
+    def _parts_have_groups(self) -> RLStage:
+        if self.rollout_parts > self.prompts_per_step:
+            raise ValueError(
+                f"rollout_parts {self.rollout_parts} divides the groups of a step, of which there are {self.prompts_per_step}; use that or less"
+            )
+        return self
 
 
 def _stage_name(name: str) -> str:

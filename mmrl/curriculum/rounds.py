@@ -1,4 +1,4 @@
-"""The rollouts of one step: one, or with dynamic sampling several, that are scored and trained as one batch.
+"""The rollouts of one step: one, or several (its parts, or those of dynamic sampling), that are scored and trained as one batch.
 
 N samples of all ranks and rounds, round after round and inside a round rank after rank; n of them belong to a round on
 this rank.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmrl.advantage.tree import apart
 from mmrl.advantage.types import Floats, Ints, Scored
-from mmrl.rollout import Draw, Rollout, Scores
+from mmrl.rollout import FAILED, Draw, Rollout, Scores
 
 PARTS = 1 << 16
 """More than a group has parts (see `Rollout.part`)."""
@@ -51,7 +51,7 @@ class Round:
 @dataclass
 class Table:
     """What was found out about samples: `values (N, K)` and `status (N, K)` of the rewards, `group (N,)`, numbers `(N,)` by
-    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), ids of the `prompts` (N), messages; `node (N, S)` and `log_prob (N, S)` of
+    name in `extra`, parsed `answers` (N; `has_answers` says whether any sample says so), ids of the `prompts` (N), messages; `parent (N,)` the group whose sub-question it answers, -1 for none; `node (N, S)` and `log_prob (N, S)` of
     rollouts that are trees."""
 
     values: Floats
@@ -62,6 +62,7 @@ class Table:
     has_answers: bool
     prompts: tuple[str, ...]
     messages: tuple[str, ...]
+    parent: Ints
     node: Ints | None = None
     log_prob: Floats | None = None
 
@@ -82,6 +83,7 @@ class Table:
             any("answer" in sample.meta for sample in rollout.samples),
             tuple(sample.prompt.id for sample in rollout.samples),
             tuple(scores.messages),
+            np.array([-1 if draw.parent is None else draw.parent + first_group for draw in rollout.draws], dtype=np.int64),
             None if rollout.tree is None else rollout.tree.node.cpu().numpy(),
             None if rollout.tree is None else rollout.log_prob.cpu().numpy().astype(np.float64),
         )
@@ -98,20 +100,24 @@ class Table:
             any(part.has_answers for part in parts),
             tuple(prompt for part in parts for prompt in part.prompts),
             tuple(message for part in parts for message in part.messages),
+            np.concatenate([part.parent for part in parts]),
             _joined([part.node for part in parts]),
             _joined([part.log_prob for part in parts]),
         )
 
-    def scored(self, total: Floats, names: tuple[str, ...], weights: Sequence[float]) -> Scored:
-        """As advantages see it, with the reward `total (N,)`."""
+    def scored(self, total: Floats, names: tuple[str, ...], weights: Sequence[float], components: Floats) -> Scored:
+        """As advantages see it, with the reward `total (N,)`, the sum of the `components (N, K)`."""
         return Scored(
             reward=total,
             group=self.group,
-            components=self.values,
+            components=components,
+            scores=self.values,
+            failed=self.status == FAILED,
             weights=np.asarray(weights),
             names=names,
             answers=self.answers if self.has_answers else None,
             prompts=self.prompts,
+            parent=self.parent,
             node=None if self.node is None else apart(self.group, self.node),
             log_prob=self.log_prob,
             extra=self.extra,

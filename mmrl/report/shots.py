@@ -3,14 +3,13 @@ animated pictures."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl.animation import animated
-from mmrl.folder import write_bytes, write_json
+from mmrl.folder import write_json, write_named
 from mmrl.report.grid import save_grid
 from mmrl.tiles import Tile
 
@@ -34,10 +33,11 @@ def _entry(picture: Picture, folder: Path) -> Mapping[str, Any]:
     if picture.about:
         entry["about"] = picture.about
     if picture.video is not None:
-        entry["video"] = _stored(animated(picture.video, picture.fps), "webp", folder)
+        entry["video"] = write_named(animated(picture.video, picture.fps), "webp", folder, MEDIA)
     if picture.media:
         entry["media"] = [
-            [{"file": _stored(_png(tile), "png", folder), "label": tile.label} for tile in row] for row in picture.media
+            [{"file": write_named(_png(tile), "png", folder, MEDIA), "label": tile.label} for tile in row]
+            for row in picture.media
         ]
     return entry
 
@@ -46,13 +46,3 @@ def _png(tile: Tile) -> bytes:
     file = io.BytesIO()
     tile.image.save(file, format="PNG", optimize=True)
     return file.getvalue()
-
-
-def _stored(file: bytes, kind: str, folder: Path) -> str:
-    """The name below `folder` of a file that its content names."""
-    name = f"{MEDIA}/{hashlib.sha256(file).hexdigest()[:16]}.{kind}"
-    path = folder / name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, file)
-    return name

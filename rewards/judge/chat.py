@@ -10,23 +10,25 @@ import base64
 import hashlib
 import json
 import os
-import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 from mmrl.errors import UserError
-from mmrl.rewards.remote.client import RETRIED, _httpx, _is_here, _wait
+from mmrl.rewards.judge.identity import Identity, Who, who_of
+from mmrl.rewards.remote.connection import RETRIED, Connections, asked_to_wait, base_url, bearer, is_here, pause
 from mmrl.rewards.remote.media import png
+from mmrl.rewards.remote.meter import Meter
+
+LONGEST_WAIT = 600.0
+"""Seconds: a judge that wants to be asked again later than that is not."""
 
 
 class Endpoint(BaseModel):
@@ -60,10 +62,7 @@ class Endpoint(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"got {value!r}; expected http://HOST:PORT/v1 or https://HOST/v1")
-        return value.rstrip("/")
+        return base_url(value, "http://HOST:PORT/v1 or https://HOST/v1")
 
 
 class JudgeError(Exception):
@@ -72,34 +71,41 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said: its text, and the log-probs of the likeliest first tokens where they were asked for."""
+    """What a judge said: its text, the log-probs of the likeliest first tokens where they were asked for, and who it says it is."""
 
     text: str
     first: Mapping[str, float] = field(default_factory=dict)
+    who: Who = (None, None)
 
 
 class Chat:
-    """A client of one endpoint; may be used from several threads. Raises UserError for an endpoint that may not be asked."""
+    """A client of one endpoint; may be used from several threads. Raises UserError for an endpoint that may not be asked.
+
+    All replies, kept ones too, must say that they come from the same judge.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        if not endpoint.allow_remote and not _is_here(endpoint.url):
+        if not endpoint.allow_remote and not is_here(endpoint.url):
             raise UserError(
                 f"judge url {endpoint.url} is not this machine, and prompts, answers and pictures would be sent there; set "
                 "allow_remote: true to allow that"
             )
-        httpx = _httpx()
-        self.endpoint, self.errors = endpoint, httpx.TransportError
-        token = os.environ.get(endpoint.token_env)
-        self.client = httpx.Client(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 10.0)),
-            trust_env=False,
-        )
-        self.pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="judge")
+        self.endpoint = endpoint
+        self.connections = Connections(endpoint.concurrency, "judge", bearer(endpoint.token_env))
         self.kept: dict[str, Reply] = {}
+        self.identity = Identity()
         self.guard = threading.Lock()
-        self.asked = 0
-        """Questions that went over the wire."""
+        self.meter = Meter()
+
+    @property
+    def asked(self) -> int:
+        """Questions that went over the wire, those asked again included."""
+        return self.meter.total["asked"]
+
+    def stats(self) -> dict[str, float]:
+        """Since the last call: `asked` (over the wire, those asked again included), `retries` among them, `cached` (answered from
+        what is kept), and the seconds from the first try to the answer as `latency_p50`, `latency_p95`."""
+        return self.meter.take("asked", "retries", "cached")
 
     def ask_all(self, questions: Sequence[list[dict[str, Any]]], **options: Any) -> list[Reply | JudgeError]:
         """A reply, or what went wrong, for the messages of each question; see `ask`."""
@@ -110,7 +116,7 @@ class Chat:
             except JudgeError as error:
                 return error
 
-        return list(self.pool.map(one, questions))
+        return list(self.connections.pool.map(one, questions))
 
     def ask(
         self, messages: list[dict[str, Any]], schema: Mapping[str, Any] | None = None, top_logprobs: int = 0
@@ -131,7 +137,16 @@ class Chat:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
         key = hashlib.sha256(json.dumps([self.endpoint.revision, body], sort_keys=True).encode()).hexdigest()
         known = self._known(key)
-        return known if known is not None else self._keep(key, self._post(body))
+        if known is not None and self.identity.change(known.who) is None:
+            self.meter.add("cached")
+            return known
+        reply = self._post(body)
+        change = self.identity.change(reply.who)
+        if change is not None:
+            raise JudgeError(
+                f"{self.endpoint.url}: {change}; let the server keep to one, or begin anew with another revision"
+            )
+        return self._keep(key, reply)
 
     def _known(self, key: str) -> Reply | None:
         with self.guard:
@@ -140,7 +155,12 @@ class Chat:
         file = self._file(key)
         if file is None or not file.is_file():
             return None
-        reply = Reply(**json.loads(file.read_text(encoding="utf-8")))
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+            model, fingerprint = said.get("who", (None, None))
+            reply = Reply(said["text"], said["first"], (model, fingerprint))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None  # a file that broke off is written anew
         with self.guard:
             self.kept[key] = reply
         return reply
@@ -152,7 +172,9 @@ class Chat:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-            part.write_text(json.dumps({"text": reply.text, "first": dict(reply.first)}), encoding="utf-8")
+            part.write_text(
+                json.dumps({"text": reply.text, "first": dict(reply.first), "who": reply.who}), encoding="utf-8"
+            )
             os.replace(part, file)
         return reply
 
@@ -164,36 +186,42 @@ class Chat:
         return None if self.endpoint.cache is None else Path(self.endpoint.cache) / key[:2] / f"{key}.json"
 
     def _post(self, body: dict[str, Any]) -> Reply:
-        problem, pause = "", 0.0
-        for number in range(self.endpoint.tries):
-            time.sleep(pause)
-            pause = min(30.0, self.endpoint.backoff * 2**number) * random.uniform(0.5, 1.0)
-            with self.guard:
-                self.asked += 1
+        httpx = self.connections.httpx
+        timeout = httpx.Timeout(self.endpoint.timeout, connect=min(self.endpoint.timeout, 10.0))
+        problem, wait, began = "", 0.0, time.monotonic()
+        for number in range(1, self.endpoint.tries + 1):
+            if wait > LONGEST_WAIT:
+                raise JudgeError(f"{self.endpoint.url}: {problem}, and it asks to come again in {wait:.0f} seconds")
+            if wait:
+                self.meter.add("retries")
+                time.sleep(wait)
+            self.meter.add("asked")
             try:
-                reply = self.client.post(f"{self.endpoint.url}/chat/completions", json=body)
-            except self.errors as error:
-                problem = f"{type(error).__name__}: {error}"
+                url = f"{self.endpoint.url}/chat/completions"
+                reply = self.connections.client.post(url, json=body, timeout=timeout)
+            except httpx.RequestError as error:
+                problem, wait = f"{type(error).__name__}: {error}", pause(number, self.endpoint.backoff)
                 continue
             if reply.status_code in RETRIED:
                 problem = f"{reply.status_code} {reply.reason_phrase}"
-                asked_to_wait = _wait(reply.headers.get("retry-after"))
-                pause = pause if asked_to_wait is None else asked_to_wait
+                wait = pause(number, self.endpoint.backoff, asked_to_wait(reply.headers.get("retry-after")))
                 continue
             if reply.status_code != 200:
                 raise JudgeError(f"{self.endpoint.url}: {reply.status_code}: {reply.text[:200]}")
+            self.meter.took(time.monotonic() - began)
             return _reply(reply)
         raise JudgeError(f"{self.endpoint.url}: {problem} (after {self.endpoint.tries} tries)")
 
 
 def _reply(reply: Any) -> Reply:
     try:
-        choice = reply.json()["choices"][0]
+        completion = reply.json()
+        choice = completion["choices"][0]
         first: dict[str, float] = {}
         tokens = (choice.get("logprobs") or {}).get("content") or []
         for one in tokens[0]["top_logprobs"] if tokens else ():
             first[one["token"]] = float(one["logprob"])
-        return Reply(str(choice["message"]["content"] or ""), first)
+        return Reply(str(choice["message"]["content"] or ""), first, who_of(completion))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise JudgeError(f"an answer that is no chat completion: {reply.text[:200]}") from error
 

@@ -11,7 +11,8 @@ from pydantic import PrivateAttr
 from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Failed
 from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
-from mmrl.rewards.judge.question import pair
+from mmrl.rewards.judge.identity import prompt_hash
+from mmrl.rewards.judge.question import GUARD, pair
 from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, winner
 from mmrl.rollout import Sample
 
@@ -40,9 +41,18 @@ class PairJudge(PairwiseReward):
 
     _chat: Any = PrivateAttr(default=None)
 
+    @property
+    def revision(self) -> str:  # type: ignore[override]
+        """Of the code, and the hash of everything that the judge is told beside the sample."""
+        return f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
+
     def setup(self, device: torch.device) -> None:
         """Open the connection. Raises UserError for an endpoint that may not be asked."""
         self._chat = Chat(self.endpoint)
+
+    def stats(self) -> dict[str, float]:
+        """See `Chat.stats`; nothing before `setup`."""
+        return {} if self._chat is None else self._chat.stats()
 
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """One verdict per pair; an answer that cannot be read is asked for once more."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from mmrl.reward import Failed, Reward
 from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
-from mmrl.rewards.judge.question import messages
+from mmrl.rewards.judge.identity import prompt_hash
+from mmrl.rewards.judge.question import GUARD, messages
 from mmrl.rewards.judge.verdict import axes, edit_scores, field, final_score, json_object, number, yes_share
 from mmrl.rollout import Sample
 
@@ -28,9 +29,20 @@ class JudgeReward(Reward):
 
     _chat: Any = PrivateAttr(default=None)
 
+    @property
+    def revision(self) -> str:  # type: ignore[override]
+        """Of the code, and the hash of everything that the judge is told beside the sample."""
+        return (
+            f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint'}))}"
+        )
+
     def setup(self, device: torch.device) -> None:
         """Open the connection. Raises UserError for an endpoint that may not be asked."""
         self._chat = Chat(self.endpoint)
+
+    def stats(self) -> dict[str, float]:
+        """See `Chat.stats`; nothing before `setup`."""
+        return {} if self._chat is None else self._chat.stats()
 
     @abstractmethod
     def instruction(self, sample: Sample) -> str:

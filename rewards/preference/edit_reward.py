@@ -31,7 +31,7 @@ class EditReward(Headed):
     weights), each with `{prompt}` and one `<|Reward|>`.
     """
 
-    needs = ("image",)
+    needs = ("image", "source")
     licence = "MIT (code); weights: unknown"
     path: str = "TIGER-Lab/EditReward-Qwen2.5-VL-7B"
     file: str = "model.safetensors"

@@ -1,4 +1,4 @@
-"""A reward that is scored by a server: micro-batches, bounded concurrency, retries with backoff, and every answer checked.
+"""Rewards that are scored by a server: micro-batches or whole groups, bounded concurrency, and every answer checked.
 
 Nothing that goes wrong becomes a number. What may pass (a lost connection, a timeout, 408, 429, 5xx, an answer that is cut off) is
 tried again with the same request id, which the server answers once; what then is still wrong is a failure of its samples.
@@ -6,41 +6,28 @@ tried again with the same request id, which the server answers once; what then i
 
 from __future__ import annotations
 
-import os
-import random
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationError, field_validator
 
 from mmrl.errors import UserError
-from mmrl.reward import Failed, Need, Reward
-from mmrl.rewards.remote.contract import PROTOCOL, ErrorBody, Info, Result, RewardInfo, ScoreRequest, ScoreResponse
-from mmrl.rewards.remote.media import Packed, pack
+from mmrl.reward import Failed, Graded, Need, Reward, Scope
+from mmrl.rewards.remote.asking import Broken, Patience, ask, said
+from mmrl.rewards.remote.connection import RETRIED, Connections, base_url, bearer, is_here
+from mmrl.rewards.remote.contract import PROTOCOL, Info, Result, RewardInfo, ScoreRequest, ScoreResponse
+from mmrl.rewards.remote.meter import Meter
+from mmrl.rewards.remote.pack import Packed, pack
 from mmrl.rollout import Sample
 
-RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
-
-class Broken(Exception):
-    """An answer that is not what was asked for; `passing` says whether asking again may help."""
-
-    def __init__(self, text: str, passing: bool = True, wait: float | None = None) -> None:
-        super().__init__(text)
-        self.passing, self.wait = passing, wait
-
-
-class RemoteReward(Reward):
-    """A reward on an `mmrl serve-rewards` server (or any that speaks `mmrl-reward/1`).
-
-    Its facts (range, needs, direction) are read from the server when the run starts.
-    """
+class ServedReward(Reward):
+    """Base of what `remote` and `remote_group` have in common."""
 
     url: str = "http://127.0.0.1:8400"
     reward: str
@@ -49,8 +36,6 @@ class RemoteReward(Reward):
     """Environment variable that holds the bearer token, if the server wants one."""
     plain_token: bool = False
     """Send the token over http to another machine, where everybody on the way can read it."""
-    batch_size: PositiveInt = 32
-    """Samples of one request; no more than the server takes."""
     concurrency: PositiveInt = 4
     """Requests at a time."""
     encoding: Literal["json", "multipart"] = "json"
@@ -66,22 +51,32 @@ class RemoteReward(Reward):
 
     _info: RewardInfo | None = PrivateAttr(default=None)
     _most: int = PrivateAttr(default=1)
-    _client: Any = PrivateAttr(default=None)
-    _pool: Any = PrivateAttr(default=None)
-    _retries: int = PrivateAttr(default=0)
+    _connections: Any = PrivateAttr(default=None)
+    _meter: Meter = PrivateAttr(default_factory=Meter)
 
     @field_validator("url")
     @classmethod
     def _is_http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"got {value!r}; expected http://HOST:PORT or https://HOST")
-        return value.rstrip("/")
+        return base_url(value, "http://HOST:PORT or https://HOST")
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """As the server says."""
+        return True if self._info is None else self._info.higher_is_better
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """As the server says."""
+        return True if self._info is None else self._info.deterministic
 
     @property
     def retries(self) -> int:
         """Tries beyond the first, so far."""
-        return self._retries
+        return self._meter.total["retries"]
+
+    def stats(self) -> dict[str, float]:
+        """`requests`, `retries`, and the seconds from the first try to the right answer as `latency_p50`, `latency_p95`."""
+        return self._meter.take("requests", "retries")
 
     def inputs(self) -> tuple[Need, ...]:
         known: Any = () if self._info is None else self._info.needs
@@ -91,107 +86,85 @@ class RemoteReward(Reward):
         return (None, None) if self._info is None else self._info.range
 
     def setup(self, device: torch.device) -> None:
-        """Ask the server what it has. Raises UserError when it does not answer, is not ready in time, or lacks the reward."""
-        httpx = _httpx()
-        token = os.environ.get(self.token_env)
-        if token and urlsplit(self.url).scheme == "http" and not self.plain_token and not _is_here(self.url):
+        """Ask the server what it has. Raises UserError when it does not answer, is not ready in time, lacks the reward, or has one
+        of another scope."""
+        token = bearer(self.token_env)
+        if token and urlsplit(self.url).scheme == "http" and not self.plain_token and not is_here(self.url):
             raise UserError(
                 f"the token would go to {self.url} unencrypted; use https, or set plain_token: true on a network that you trust"
             )
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(self.read_timeout, connect=self.connect_timeout),
-            limits=httpx.Limits(max_connections=self.concurrency),
-            trust_env=False,
-        )
-        self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="reward")
+        self._connections = Connections(self.concurrency, "reward", token)
         info = self._ask_info()
         if self.reward not in info.rewards:
             raise UserError(f"{self.url} has no reward '{self.reward}'; it has: {', '.join(info.rewards)}")
-        self._info = info.rewards[self.reward]
-        if self._info.scope != "pointwise":
-            raise UserError(
-                f"reward '{self.reward}' of {self.url} is {self._info.scope}; only pointwise ones go over HTTP"
-            )
-        self._most = min(self.batch_size, info.max_batch)
+        found = info.rewards[self.reward]
+        fitting = "remote" if found.scope == "pointwise" else "remote_group"
+        if (self.scope == "pointwise") != (found.scope == "pointwise"):
+            raise UserError(f"reward '{self.reward}' of {self.url} is {found.scope}; ask for it by name: {fitting}")
+        self._info, self._most = found, info.max_batch
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
-        """One number, None or `Failed` per sample."""
-        starts = range(0, len(samples), self._most)
-        jobs = [self._pool.submit(self._part, samples[at : at + self._most]) for at in starts]
-        return [value for job in jobs for value in job.result()]
+        """One number, None or `Failed` per sample. May be called from several threads, and in a forked process."""
+        connections: Connections = self._connections
+        jobs = [connections.pool.submit(self._part, part) for part in self.parts(samples)]
+        try:
+            return [value for job in jobs for value in job.result()]
+        except BaseException:  # Ctrl-C: the threads must not go on asking until the deadline
+            connections.stop.set()
+            for job in jobs:
+                job.cancel()
+            raise
+
+    @abstractmethod
+    def parts(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """The samples of each request."""
 
     def _part(self, samples: Sequence[Sample]) -> list[Any]:
+        """What a request says of its samples. One that cannot be sent has failed; with it the group, which would not be whole."""
         groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(one.prompt.id for one in samples))}
-        packed = [
-            pack(sample, str(row), groups[sample.prompt.id], self.encoding == "multipart")
-            for row, sample in enumerate(samples)
-        ]
-        try:
-            answer = self._exchange(packed)
-        except Broken as error:
-            return [Failed(f"{self.url}: {error}")] * len(samples)
-        by_id = {result.id: result for result in answer.results}
-        return [self._value(by_id[one.sample.id]) for one in packed]
+        packed: list[Packed] = []
+        values: dict[str, Any] = {}
+        for row, sample in enumerate(samples):
+            group = 0 if self.scope != "pointwise" else groups[sample.prompt.id]
+            try:
+                packed.append(pack(sample, str(row), group, self.encoding == "multipart"))
+            except (UserError, ValueError) as error:
+                values[str(row)] = Failed(f"cannot be sent: {error}")
+        if values and self.scope != "pointwise":
+            first = next(iter(values.values()))
+            return [Failed(f"a sample of its group {first.reason}")] * len(samples)
+        if packed:
+            values |= self._asked(packed, samples)
+        return [values[str(row)] for row in range(len(samples))]
 
-    @staticmethod
-    def _value(result: Result) -> Any:
-        if result.status == "ok":
-            return result.score
-        return None if result.error is None else Failed(f"the server says: {result.error.message}")
-
-    def _exchange(self, packed: Sequence[Packed]) -> ScoreResponse:
-        """Ask until there is a right answer, the deadline is over or trying again makes no sense. Raises Broken."""
+    def _asked(self, packed: Sequence[Packed], samples: Sequence[Sample]) -> dict[str, Any]:
+        self._meter.add("requests")
         request = ScoreRequest(
             protocol=PROTOCOL,
             request_id=uuid.uuid4().hex,
             reward=self.reward,
             samples=tuple(one.sample for one in packed),
         )
-        content = self._content(request, packed)
-        end = time.monotonic() + self.deadline
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return self._once(request, content)
-            except Broken as error:
-                pause = error.wait if error.wait is not None else self._pause(tries)
-                if not error.passing:
-                    raise
-                if time.monotonic() + pause > end:
-                    raise Broken(f"{error} (after {tries} tries)") from error
-                self._retries += 1
-                time.sleep(pause)
-
-    def _pause(self, tries: int) -> float:
-        return min(30.0, self.backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-
-    def _content(self, request: ScoreRequest, packed: Sequence[Packed]) -> dict[str, Any]:
-        body = request.model_dump_json()
-        if self.encoding == "json":
-            return {"content": body.encode(), "headers": {"Content-Type": "application/json"}}
-        parts = {name: part for one in packed for name, part in one.parts.items()}
-        files = [(name, (name, contents, mime)) for name, (mime, contents) in parts.items()]
-        return {"files": [("request", ("request", body.encode(), "application/json")), *files]}
-
-    def _once(self, request: ScoreRequest, content: dict[str, Any]) -> ScoreResponse:
-        import httpx
-
+        patience = Patience(self.connect_timeout, self.read_timeout, self.deadline, self.backoff)
+        multipart = self.encoding == "multipart"
         try:
-            reply = self._client.post("/v1/score", **content)
-        except httpx.TransportError as error:
-            raise Broken(f"{type(error).__name__}: {error}") from error
-        if reply.status_code != 200:
-            raise Broken(_said(reply), reply.status_code in RETRIED, _wait(reply.headers.get("retry-after")))
-        try:
-            answer = ScoreResponse.model_validate_json(reply.content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise Broken(f"an answer that is not {PROTOCOL}: {first['loc']}: {first['msg']}") from error
-        self._check(request, answer)
-        return answer
+            answer = ask(self._connections, self.url, request, packed, multipart, patience, self._check, self._meter)
+        except Broken as error:
+            return {one.sample.id: Failed(f"{self.url}: {error}") for one in packed}
+        return {result.id: self._value(result, samples[int(result.id)]) for result in answer.results}
+
+    def _value(self, result: Result, sample: Sample) -> Any:
+        if result.error is not None:
+            return Failed(f"the server says: {result.error.message}")
+        if result.detail is not None and result.detail.answer is not None:
+            sample.meta["answer"] = result.detail.answer
+        if result.score is None:
+            return None
+        low, high = self.limits()
+        if (low is not None and result.score < low - 1e-6) or (high is not None and result.score > high + 1e-6):
+            return Failed(f"{self.url}: score {result.score:g} is outside {low} to {high}, the range that it declares")
+        how = None if result.detail is None else result.detail.how
+        return result.score if how is None else Graded(result.score, how)
 
     def _check(self, request: ScoreRequest, answer: ScoreResponse) -> None:
         """Raises Broken for an answer to something else, or by something else."""
@@ -207,25 +180,18 @@ class RemoteReward(Reward):
                 f"{self._info.model.revision} {self._info.model.sha256[:12]}; a run keeps to one",
                 passing=False,
             )
-        low, high = self._info.range
-        for result in answer.results:
-            value = result.score
-            if value is not None and (
-                (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6)
-            ):
-                raise Broken(f"score {value:g} of sample {result.id} is outside {low} to {high}", passing=False)
 
     def _ask_info(self) -> Info:
-        import httpx
-
+        httpx = self._connections.httpx
+        timeout = httpx.Timeout(self.read_timeout, connect=self.connect_timeout)
         end = time.monotonic() + self.patience
         while True:
             try:
-                reply = self._client.get("/v1/info")
+                reply = self._connections.client.get(f"{self.url}/v1/info", timeout=timeout)
                 if reply.status_code == 200:
                     return Info.model_validate_json(reply.content)
-                problem, passing = _said(reply), reply.status_code in RETRIED
-            except httpx.TransportError as error:
+                problem, passing = said(reply, reply.content), reply.status_code in RETRIED
+            except httpx.RequestError as error:
                 problem, passing = f"{type(error).__name__}: {error}", True
             except ValidationError:
                 problem, passing = f"it does not speak {PROTOCOL}", False
@@ -234,33 +200,35 @@ class RemoteReward(Reward):
             time.sleep(0.5)
 
 
-def _httpx() -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise UserError("remote rewards need httpx: pip install 'mmrl[serve]'") from error
-    return httpx
+class RemoteReward(ServedReward):
+    """A reward on an `mmrl serve-rewards` server (or any that speaks `mmrl-reward/1`).
+
+    Its facts (range, needs, direction) are read from the server when the run starts.
+    """
+
+    batch_size: PositiveInt = 32
+    """Samples of one request; no more than the server takes."""
+
+    def parts(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        size = min(self.batch_size, self._most)
+        return [samples[at : at + size] for at in range(0, len(samples), size)]
 
 
-def _is_here(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+class RemoteGroupReward(ServedReward):
+    """As `remote`, for a reward that compares the samples of a group: groupwise or pairwise on the server, whose win rates are
+    numbers like others. A request holds one whole group.
+    """
 
+    scope: ClassVar[Scope] = "groupwise"
 
-def _said(reply: Any) -> str:
-    """What an answer that is not 200 says."""
-    try:
-        return f"{reply.status_code}: {ErrorBody.model_validate_json(reply.content).error.message}"
-    except ValidationError:
-        return f"{reply.status_code} {reply.reason_phrase}"
+    def at_once(self) -> int:
+        return self.concurrency
 
-
-def _wait(header: str | None) -> float | None:
-    """Seconds that `Retry-After` asks for, a number or a date; None without one."""
-    if not header:
-        return None
-    if header.strip().isdigit():
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+    def parts(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """The group. Raises UserError for one that is larger than what the server takes."""
+        if len(samples) > self._most:
+            raise UserError(
+                f"a group of {len(samples)} samples, and {self.url} takes {self._most} per request; a group is not cut, so raise "
+                f"serve.max_batch there to {len(samples)} or make groups smaller"
+            )
+        return [samples]

@@ -1,4 +1,8 @@
-"""The messages of `mmrl-reward/1`. Unknown fields are refused, so that a misspelt one is never a default."""
+"""The messages of `mmrl-reward/1`.
+
+A request with unknown fields is refused, so that a misspelt one is never a default; of an answer they are ignored, so that a server may
+say more. Fields that have their default value are not sent, so that those which were added later do no harm.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Protocol = Literal["mmrl-reward/1"]
 PROTOCOL: Protocol = "mmrl-reward/1"
 Id = Annotated[str, Field(min_length=1, max_length=200)]
-Code = Literal["bad_request", "unauthorised", "too_large", "unknown_reward", "conflict", "busy", "failed", "internal"]
+Code = Literal[
+    "bad_request", "unauthorised", "timeout", "too_large", "unknown_reward", "conflict", "busy", "failed", "internal"
+]
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Media(Message):
@@ -24,8 +34,8 @@ class Media(Message):
     latents as any tensors).
     """
 
-    role: Literal["output", "source"] = "output"
-    """`source`: what stood beside the prompt."""
+    role: Literal["output", "source", "reference"] = "output"
+    """`source`: what stood beside the prompt; `reference`: what the output is compared with, `Prompt.meta["reference_media"]`."""
     kind: Literal["image", "video", "latent"]
     mime: str
     data: str | None = None
@@ -42,37 +52,50 @@ class Media(Message):
 
 
 class RequestSample(Message):
-    """`group` tells samples of one prompt apart from others; `reference` is what a verifier compares with."""
+    """`reference` is what a verifier compares with; `meta` belongs to the prompt, `output_meta` (tokens, finished ...) to the output."""
 
     id: Id
     group: str | int = 0
+    """Tells samples of one prompt apart from others. Rewards that compare need whole groups in one request."""
     prompt: str
     prompt_id: str = ""
     response: str | None = None
     reference: Any = None
     meta: dict[str, Any] = Field(default_factory=dict)
+    output_meta: dict[str, Any] = Field(default_factory=dict)
     media: tuple[Media, ...] = ()
 
 
 class ScoreRequest(Message):
+    """`options` must be empty: a reward's options stand in the server's config, and its `Model.sha256` covers them."""
+
     protocol: Protocol
     request_id: Id
     reward: str
+    options: dict[str, Any] = Field(default_factory=dict, max_length=0)
     samples: tuple[RequestSample, ...] = Field(min_length=1)
 
 
-class Problem(Message):
+class Problem(Answer):
     code: Code
     message: str
     retryable: bool = False
 
 
-class Result(Message):
+class Detail(Answer):
+    """`how`: the word that says how a score came about (`mmrl.reward.Graded`); `answer`: what was read as the answer of the sample."""
+
+    how: str | None = None
+    answer: str | int | float | bool | None = None
+
+
+class Result(Answer):
     """`ok` has a score, `skipped` (the reward does not apply) has none, `error` says why."""
 
     id: Id
     status: Literal["ok", "skipped", "error"]
-    score: float | None = Field(default=None, allow_inf_nan=False)
+    score: float | None = None
+    detail: Detail | None = None
     error: Problem | None = None
 
     @model_validator(mode="after")
@@ -82,15 +105,15 @@ class Result(Message):
         return self
 
 
-class Model(Message):
-    """What scored: `sha256` covers the reward's class, options and weights."""
+class Model(Answer):
+    """What scored: `sha256` covers the reward's class, its code, options and weights."""
 
     name: str
     revision: str
     sha256: str
 
 
-class ScoreResponse(Message):
+class ScoreResponse(Answer):
     protocol: Protocol
     request_id: Id
     model: Model
@@ -98,7 +121,7 @@ class ScoreResponse(Message):
     timing_ms: float
 
 
-class RewardInfo(Message):
+class RewardInfo(Answer):
     """A reward of `/v1/info`: its facts, and what the server takes at once."""
 
     model: Model
@@ -108,16 +131,18 @@ class RewardInfo(Message):
     higher_is_better: bool
     deterministic: bool
     licence: str
+    preprocessing: str = ""
+    """A hash of what prepares the inputs: processors, tokenizers, and the versions of the libraries that decode and resize."""
 
 
-class Info(Message):
+class Info(Answer):
     protocol: Protocol
     rewards: dict[str, RewardInfo]
     max_batch: int
     max_bytes: int
 
 
-class ErrorBody(Message):
+class ErrorBody(Answer):
     """The body of every answer that is not 200."""
 
     error: Problem

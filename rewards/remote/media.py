@@ -1,25 +1,22 @@
-"""Samples <-> messages: pictures as PNG, videos as uint8 tensors, nothing lossy and nothing that can run code."""
+"""Messages -> samples, within limits that hold before anything is decoded. Nothing here can run code."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from mmrl.errors import UserError
-from mmrl.image import read_image
+from mmrl.image import as_rgb
 from mmrl.rewards.remote.contract import Media, RequestSample
 from mmrl.rollout import Prompt, Sample
 
@@ -35,58 +32,28 @@ class Refused(ValueError):
 @dataclass(frozen=True)
 class Limits:
     """What a server takes: bytes of a body, samples of a request, pixels of a picture or frame, frames of a video, and the
-    folder below which `uri` may point (None: no `uri`)."""
+    folder below which `uri` may point (None: no `uri`); `max_decoded` bounds the bytes of all media of a request, decoded: a small
+    file may hold a large picture, and a small body many of them."""
 
     max_bytes: int = 64 << 20
     max_batch: int = 64
     max_pixels: int = 4096 * 4096
     max_frames: int = 512
     root: Path | None = None
+    max_decoded: int = 1 << 30
+    max_media: int = 4096
 
 
-@dataclass
-class Packed:
-    """A sample as a message, and the parts that go beside the JSON in a multipart body (name -> (mime, bytes))."""
+class Room:
+    """What a request may still hold, in bytes; `take` raises Refused where there is not enough left."""
 
-    sample: RequestSample
-    parts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    def __init__(self, most: int) -> None:
+        self.most, self.left = most, most
 
-
-def pack(sample: Sample, id: str, group: int, multipart: bool) -> Packed:
-    """A sample as a message. Raises UserError for a source medium that cannot be read."""
-    media: list[Media] = []
-    parts: dict[str, tuple[str, bytes]] = {}
-
-    def add(role: Any, kind: Any, mime: str, contents: bytes, fps: float | None = None) -> None:
-        if multipart:
-            name = f"{id}-{len(media)}"
-            parts[name] = (mime, contents)
-            media.append(Media(role=role, kind=kind, mime=mime, part=name, fps=fps))
-        else:
-            data = base64.b64encode(contents).decode()
-            media.append(Media(role=role, kind=kind, mime=mime, data=data, fps=fps))
-
-    for item in sample.prompt.media:
-        add("source", "image", "image/png", png(item if isinstance(item, np.ndarray) else read_image(Path(item))))
-    for image in sample.images:
-        add("output", "image", "image/png", png(image))
-    if sample.video is not None:
-        frames = torch.from_numpy(np.ascontiguousarray(sample.video))
-        add("output", "video", TENSORS, save_tensors({"video": frames}), sample.meta.get("fps"))
-    latents = sample.meta.get("latents")
-    if latents is not None:
-        add("output", "latent", TENSORS, save_tensors({k: v.contiguous() for k, v in latents.items()}))
-    message = RequestSample(
-        id=id,
-        group=group,
-        prompt=sample.prompt.text,
-        prompt_id=sample.prompt.id,
-        response=sample.text,
-        reference=sample.prompt.target,
-        meta={key: value for key, value in sample.prompt.meta.items() if _is_plain(value)},
-        media=tuple(media),
-    )
-    return Packed(message, parts)
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise Refused(f"the media of one request hold more than {self.most} bytes when decoded; send fewer samples")
 
 
 def png(image: np.ndarray) -> bytes:
@@ -96,35 +63,39 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(message: RequestSample, parts: Mapping[str, bytes], limits: Limits) -> Sample:
+def unpack(message: RequestSample, parts: Mapping[str, bytes], limits: Limits, room: Room | None = None) -> Sample:
     """The sample of a message. Raises Refused for a medium that the limits do not allow or that is not what it says."""
-    images: list[np.ndarray] = []
-    sources: list[np.ndarray] = []
-    meta: dict[str, Any] = {}
-    video: np.ndarray | None = None
+    room = Room(limits.max_decoded) if room is None else room
+    found: dict[str, list[np.ndarray]] = {"output": [], "source": [], "reference": []}
+    prompt_meta, meta = dict(message.meta), dict(message.output_meta)
     for number, medium in enumerate(message.media, start=1):
         try:
             contents = _contents(medium, parts, limits)
-            if medium.kind == "image":
-                (sources if medium.role == "source" else images).append(_image(medium.mime, contents, limits))
-            elif medium.kind == "video":
-                video = _video(medium.mime, contents, limits)
-                meta["fps"] = medium.fps
-            else:
-                meta["latents"] = _tensors(medium.mime, contents)
+            if medium.kind == "latent":
+                meta["latents"] = _tensors(medium.mime, contents, room)
+                continue
+            read = _image if medium.kind == "image" else _video
+            found[medium.role].append(read(medium.mime, contents, limits, room))
+            if medium.fps is not None:
+                (meta if medium.role == "output" else prompt_meta).setdefault("fps", medium.fps)
         except Refused as error:
             raise Refused(f"sample '{message.id}', medium {number}: {error}") from error
-    prompt = Prompt(
-        message.prompt_id or message.id, message.prompt, tuple(sources), message.reference, dict(message.meta)
-    )
-    return Sample(prompt, message.response, tuple(images), video, meta)
+    images = tuple(one for one in found["output"] if one.ndim == 3)
+    videos = [one for one in found["output"] if one.ndim == 4]
+    if len(videos) > 1:
+        raise Refused(f"sample '{message.id}': {len(videos)} videos; an output is at most one")
+    if found["reference"]:
+        prompt_meta["reference_media"] = tuple(found["reference"])
+    id, sources = message.prompt_id or message.id, tuple(found["source"])
+    prompt = Prompt(id, message.prompt, sources, message.reference, prompt_meta)
+    return Sample(prompt, message.response, images, videos[0] if videos else None, meta)
 
 
 def _contents(medium: Media, parts: Mapping[str, bytes], limits: Limits) -> bytes:
     if medium.data is not None:
         try:
             return base64.b64decode(medium.data, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise Refused(f"data is not base64: {error}") from error
     if medium.part is not None:
         if medium.part not in parts:
@@ -135,18 +106,26 @@ def _contents(medium: Media, parts: Mapping[str, bytes], limits: Limits) -> byte
 
 
 def _file(uri: str, limits: Limits) -> bytes:
+    """The file that `uri` names, wherever links lead, if it lies below the allowed folder."""
     if limits.root is None:
         raise Refused("this server takes no uri; send data or a part")
-    root = limits.root.resolve()
-    path = (root / uri.removeprefix("file://")).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
-        raise Refused("uri points to no file below the allowed folder")
-    if path.stat().st_size > limits.max_bytes:
+    try:
+        root = limits.root.resolve()
+        path = (root / uri.removeprefix("file://")).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise Refused("uri points to no file below the allowed folder")
+        with path.open("rb") as file:
+            contents = file.read(limits.max_bytes + 1)
+    except Refused:
+        raise
+    except (OSError, ValueError) as error:  # too long a name, a zero byte, no right to read
+        raise Refused("uri points to no file below the allowed folder") from error
+    if len(contents) > limits.max_bytes:
         raise Refused(f"the file is larger than {limits.max_bytes} bytes")
-    return path.read_bytes()
+    return contents
 
 
-def _image(mime: str, contents: bytes, limits: Limits) -> np.ndarray:
+def _image(mime: str, contents: bytes, limits: Limits, room: Room) -> np.ndarray:
     if mime not in IMAGES:
         raise Refused(f"mime '{mime[:60]}' of a picture; expected one of {', '.join(IMAGES)}")
     try:
@@ -154,26 +133,28 @@ def _image(mime: str, contents: bytes, limits: Limits) -> np.ndarray:
             width, height = opened.size
             if width * height > limits.max_pixels:
                 raise Refused(f"a picture of {width}x{height} pixels; at most {limits.max_pixels} pixels are taken")
-            return np.asarray(opened.convert("RGB"))
+            room.take(3 * width * height)
+            return np.asarray(as_rgb(opened))
+    except Refused:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, Refused):
-            raise
         raise Refused(f"not a readable {mime}: {str(error)[:120]}") from error
 
 
-def _tensors(mime: str, contents: bytes) -> dict[str, torch.Tensor]:
+def _tensors(mime: str, contents: bytes, room: Room) -> dict[str, torch.Tensor]:
     if mime != TENSORS:
         raise Refused(f"mime '{mime[:60]}'; expected {TENSORS}")
+    room.take(len(contents))
     try:
         return load_tensors(contents)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:  # KeyError: a dtype that torch does not have
         raise Refused(f"not safetensors: {str(error)[:120]}") from error
 
 
-def _video(mime: str, contents: bytes, limits: Limits) -> np.ndarray:
+def _video(mime: str, contents: bytes, limits: Limits, room: Room) -> np.ndarray:
     if mime == MP4:
-        return _mp4(contents, limits)
-    frames = _tensors(mime, contents).get("video")
+        return _mp4(contents, limits, room)
+    frames = _tensors(mime, contents, room).get("video")
     if frames is None or frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3:
         got = "none" if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
         raise Refused(f"a video is a uint8 tensor 'video' (T, H, W, 3), got {got}")
@@ -181,7 +162,7 @@ def _video(mime: str, contents: bytes, limits: Limits) -> np.ndarray:
     return frames.numpy()
 
 
-def _mp4(contents: bytes, limits: Limits) -> np.ndarray:
+def _mp4(contents: bytes, limits: Limits, room: Room) -> np.ndarray:
     from mmrl.video import open_video
 
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -191,23 +172,17 @@ def _mp4(contents: bytes, limits: Limits) -> np.ndarray:
             opened = open_video(Path(file.name))
             first = opened.frames([0])
             _check_video(opened.total, first.shape[1], first.shape[2], limits)
+            room.take(opened.total * first[0].nbytes)
             return opened.frames(list(range(opened.total)))
         except UserError as error:
-            raise Refused(f"not a readable {MP4}: {error}") from error
+            raise Refused(f"not a readable {MP4}: {str(error).replace(file.name, 'the file')}") from error
 
 
 def _check_video(frames: int, height: int, width: int, limits: Limits) -> None:
+    if not frames * height * width:
+        raise Refused(f"a video of {frames} frames of {width}x{height} pixels")
     if frames > limits.max_frames or height * width > limits.max_pixels:
         raise Refused(
             f"a video of {frames} frames of {width}x{height}; at most {limits.max_frames} frames of "
             f"{limits.max_pixels} pixels are taken"
         )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a value."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(one) for one in value)
-    return value is None or isinstance(value, str | int | float | bool)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from mmrl.config.builder import Builder
 from mmrl.config.schema import Spec
@@ -17,6 +16,7 @@ from mmrl.config.source import read
 from mmrl.config.validate import validate
 from mmrl.errors import ConfigError, UserError
 from mmrl.reward import Reward
+from mmrl.rewards.remote.connection import bearer
 from mmrl.rewards.remote.media import Limits
 from mmrl.rewards.remote.service import Service
 
@@ -41,13 +41,21 @@ class ServeSection(BaseModel):
     max_frames: PositiveInt = 512
     max_waiting: PositiveInt = 64
     """Requests that may wait; more are asked to come again."""
+    max_decoded: PositiveInt = 1 << 30
+    """Bytes that the media of one request may hold, decoded."""
+    body_seconds: PositiveFloat = 60.0
+    """A request whose body is not there by then is refused, and a connection without a request is closed after half of that."""
+    stop_seconds: PositiveInt = 30
+    """How long requests that are under way may take to end when the server is stopped."""
     media_root: str | None = None
     """Folder below which a `uri` may point; default: no `uri` is taken."""
 
     def limits(self, folder: Path) -> Limits:
         """What is taken; `media_root` relative to `folder`."""
         root = None if self.media_root is None else folder / self.media_root
-        return Limits(self.max_bytes, self.max_batch, self.max_pixels, self.max_frames, root)
+        return Limits(
+            self.max_bytes, self.max_batch, self.max_pixels, self.max_frames, root, max_decoded=self.max_decoded
+        )
 
 
 class ServeConfig(BaseModel):
@@ -76,8 +84,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[ServeSection, Serv
 
 
 def token_of(section: ServeSection) -> str | None:
-    """The bearer token from the environment. Raises UserError where the host needs one and there is none."""
-    token = os.environ.get(section.token_env) or None
+    """The bearer token from the environment. Raises UserError where the host needs one and there is none, or it is none."""
+    token = bearer(section.token_env)
     if token is None and not _is_loopback(section.host):
         raise UserError(
             f"serve.host {section.host} can be reached by others, so a bearer token is needed: set the environment variable "
@@ -100,9 +108,19 @@ def serve(config: str, overrides: Sequence[str] = ()) -> None:
     try:
         import uvicorn
 
-        from mmrl.rewards.remote.server import make_app
+        from mmrl.rewards.remote.server import Impatient, make_app
     except ImportError as error:
         raise UserError(f"serving needs fastapi and uvicorn: pip install 'mmrl[serve]' ({error})") from error
     section, service = load(config, overrides)
-    app = make_app(service, token_of(section), section.max_waiting)
-    uvicorn.run(app, host=section.host, port=section.port, log_level="info", access_log=False)
+    app = make_app(service, token_of(section), section.max_waiting, section.body_seconds)
+    uvicorn.run(
+        app,
+        host=section.host,
+        port=section.port,
+        http=type("Connection", (Impatient,), {"seconds": section.body_seconds / 2}),
+        ws="none",
+        log_level="info",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=section.stop_seconds,
+    )

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from torch import nn
 
 from mmrl.reward import Reward, RewardSet
 from mmrl.rewards.remote.contract import (
     PROTOCOL,
     Code,
+    Detail,
     Info,
     Model,
     Problem,
+    RequestSample,
     Result,
     RewardInfo,
     ScoreRequest,
     ScoreResponse,
 )
-from mmrl.rewards.remote.media import Limits, Refused, unpack
-from mmrl.rollout import FAILED, OK
+from mmrl.rewards.remote.fingerprint import fingerprint, preprocessing
+from mmrl.rewards.remote.media import Limits, Refused, Room, unpack
+from mmrl.rollout import FAILED, OK, Sample
 
-KEPT = 4096
-"""Answers that are kept for requests that come again."""
+KEPT, KEPT_BYTES = 4096, 64 << 20
+"""Answers that are kept for requests that come again: at most so many, and so many bytes."""
+DECODED = 2
+"""Requests of a reward whose media are decoded at a time: one that is scored, one that is next."""
 
 STATUS: dict[Code, int] = {
     "bad_request": 400,
     "unauthorised": 401,
+    "timeout": 408,
     "too_large": 413,
     "unknown_reward": 422,
     "conflict": 409,
@@ -52,6 +53,26 @@ class ServiceError(Exception):
         self.problem = Problem(code=code, message=message, retryable=retryable)
 
 
+class Answers:
+    """The last answers by request id, each with a digest of its request: at most `most`, of `size` bytes together."""
+
+    def __init__(self, most: int = KEPT, size: int = KEPT_BYTES) -> None:
+        self.most, self.size, self.held = most, size, 0
+        self.known: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+        self.guard = threading.Lock()
+
+    def get(self, id: str) -> tuple[str, bytes] | None:
+        with self.guard:
+            return self.known.get(id)
+
+    def put(self, id: str, digest: str, answer: bytes) -> None:
+        with self.guard:
+            self.known[id] = (digest, answer)
+            self.held += len(answer)
+            while len(self.known) > self.most or (self.held > self.size and len(self.known) > 1):
+                self.held -= len(self.known.popitem(last=False)[1][1])
+
+
 class Service:
     """The loaded rewards of a server. `score` may be called from several threads; a reward runs in one at a time."""
 
@@ -59,10 +80,11 @@ class Service:
         self.rewards, self.limits, self.device = dict(rewards), limits, device
         self.ready = False
         self.models: dict[str, Model] = {}
+        self.preprocessing: dict[str, str] = {}
         self.locks = {name: threading.Lock() for name in rewards}
-        self.answers: OrderedDict[str, tuple[str, ScoreResponse]] = OrderedDict()
+        self.decoded = {name: threading.BoundedSemaphore(DECODED) for name in rewards}
+        self.answers = Answers()
         self.turns = [threading.Lock() for _ in range(256)]
-        self.guard = threading.Lock()
         self.failure: str | None = None
 
     def load(self) -> None:
@@ -71,6 +93,7 @@ class Service:
             try:
                 reward.setup(self.device)
                 self.models[name] = Model(name=name, revision=reward.revision, sha256=fingerprint(reward))
+                self.preprocessing[name] = preprocessing(reward)
             except Exception as error:
                 self.failure = f"reward '{name}' cannot be loaded: {error}"
                 return
@@ -94,6 +117,7 @@ class Service:
                 higher_is_better=reward.higher_is_better,
                 deterministic=reward.deterministic,
                 licence=reward.licence,
+                preprocessing=self.preprocessing[name],
             )
             for name, reward in self.rewards.items()
         }
@@ -101,28 +125,25 @@ class Service:
             protocol=PROTOCOL, rewards=rewards, max_batch=self.limits.max_batch, max_bytes=self.limits.max_bytes
         )
 
-    def score(self, request: ScoreRequest, parts: Mapping[str, bytes], digest: str) -> ScoreResponse:
-        """Scores of a request; of one that was answered before, the same answer. `digest` tells bodies apart.
+    def score(self, request: ScoreRequest, parts: Mapping[str, bytes], digest: str) -> bytes:
+        """The answer to a request as JSON; to one that was answered before, the same answer. `digest` tells bodies apart.
 
         Raises ServiceError for what is not taken.
         """
-        self._check(request)
-        with self.turns[
-            zlib.crc32(request.request_id.encode()) % len(self.turns)
-        ]:  # a repeated request waits for the first
-            known = self.answers.get(request.request_id)
-            if known is not None:
-                if known[0] != digest:
-                    raise ServiceError("conflict", f"request_id '{request.request_id}' was used for another request")
-                return known[1]
-            answer = self._scored(request, parts)
-            with self.guard:
-                self.answers[request.request_id] = (digest, answer)
-                while len(self.answers) > KEPT:
-                    self.answers.popitem(last=False)
-            return answer
+        groups = self._check(request)
+        id = request.request_id
+        with self.turns[zlib.crc32(id.encode()) % len(self.turns)]:  # a repeated request waits for the first
+            known = self.answers.get(id)
+            if known is None:
+                answer = self._scored(request, parts, groups).model_dump_json(exclude_defaults=True).encode()
+                self.answers.put(id, digest, answer)
+                return answer
+            if known[0] != digest:
+                raise ServiceError("conflict", f"request_id '{id}' was used for another request")
+            return known[1]
 
-    def _check(self, request: ScoreRequest) -> None:
+    def _check(self, request: ScoreRequest) -> list[int]:
+        """The group of each sample as a number."""
         self.check_ready()
         if request.reward not in self.rewards:
             raise ServiceError(
@@ -134,27 +155,34 @@ class Service:
             )
         if len({sample.id for sample in request.samples}) < len(request.samples):
             raise ServiceError("bad_request", "two samples have one id")
+        if self.rewards[request.reward].scope != "pointwise":
+            _check_groups(request.samples)
+        numbers: dict[str | int, int] = {}
+        return [numbers.setdefault(sample.group, len(numbers)) for sample in request.samples]
 
-    def _scored(self, request: ScoreRequest, parts: Mapping[str, bytes]) -> ScoreResponse:
+    def _scored(self, request: ScoreRequest, parts: Mapping[str, bytes], groups: list[int]) -> ScoreResponse:
         began = time.perf_counter()
-        try:
-            samples = [unpack(sample, parts, self.limits) for sample in request.samples]
-        except Refused as error:
-            raise ServiceError("bad_request", str(error)) from error
         name = request.reward
-        with self.locks[name]:
-            scores = RewardSet({name: (self.rewards[name], 1.0)}).score(samples)
+        with self.decoded[name]:
+            room = Room(self.limits.max_decoded)
+            try:
+                samples = [unpack(sample, parts, self.limits, room) for sample in request.samples]
+            except Refused as error:
+                raise ServiceError("bad_request", str(error)) from error
+            with self.locks[name]:
+                scores = RewardSet({name: (self.rewards[name], 1.0)}).score(samples, groups)
         messages = iter(scores.messages)
         results = []
-        for row, sample in enumerate(request.samples):
-            status = scores.status[row, 0]
+        for row, sample in enumerate(samples):
+            id, status = request.samples[row].id, scores.status[row, 0]
             if status == OK:
-                results.append(Result(id=sample.id, status="ok", score=float(scores.values[row, 0])))
+                score = float(scores.values[row, 0])
+                results.append(Result(id=id, status="ok", score=score, detail=_detail(name, sample)))
             elif status == FAILED:
                 problem = Problem(code="failed", message=next(messages, "no reason given"))
-                results.append(Result(id=sample.id, status="error", error=problem))
+                results.append(Result(id=id, status="error", error=problem))
             else:
-                results.append(Result(id=sample.id, status="skipped"))
+                results.append(Result(id=id, status="skipped"))
         return ScoreResponse(
             protocol=PROTOCOL,
             request_id=request.request_id,
@@ -164,21 +192,17 @@ class Service:
         )
 
 
-def fingerprint(reward: Reward) -> str:
-    """SHA-256 over a reward's class, options and the weights that `setup` loaded."""
-    kind = type(reward)
-    options = reward.model_dump(mode="json", fallback=lambda value: f"{value.__module__}.{value.__qualname__}")
-    facts = [f"{kind.__module__}.{kind.__qualname__}", reward.revision, json.dumps(options, sort_keys=True)]
-    digest = hashlib.sha256("\n".join(facts).encode())
-    for name, value in sorted((reward.__pydantic_private__ or {}).items()):
-        if isinstance(value, nn.Module):
-            digest.update(name.encode())
-            for key, tensor in sorted(value.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(_bytes(tensor))
-    return digest.hexdigest()
+def _check_groups(samples: Sequence[RequestSample]) -> None:
+    """Raises ServiceError for a group of several prompts: a client that names no groups would have everything compared."""
+    prompts: dict[str | int, tuple[str, str]] = {}
+    for sample in samples:
+        own = (sample.prompt_id, sample.prompt)
+        if prompts.setdefault(sample.group, own) != own:
+            raise ServiceError("bad_request", f"group '{str(sample.group)[:60]}' holds samples of different prompts")
 
 
-def _bytes(tensor: Any) -> bytes:
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return np.asarray(flat).tobytes()
+def _detail(name: str, sample: Sample) -> Detail | None:
+    """How the score came about and what was read as the answer, where the reward says so."""
+    how, answer = sample.meta.get("graded", {}).get(name), sample.meta.get("answer")
+    answer = answer if isinstance(answer, str | int | float | bool) else None
+    return None if how is None and answer is None else Detail(how=how, answer=answer)

@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.02, help="seconds per picture")
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, reward of {arguments.delay:g} s per picture; medians over {arguments.steps - 1} steps")
+    print(
+        f"{os.cpu_count()} cores, reward of {arguments.delay:g} s per picture; medians over {arguments.steps - 1} steps"
+    )
     print(f"{'parts':>5} {'step s':>8} {'rollout s':>10} {'reward s':>9} {'waited s':>9} {'faster':>7}")
     first: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

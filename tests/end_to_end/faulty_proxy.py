@@ -7,13 +7,26 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-FAULTS = ("reset", "timeout", "429", "500", "truncated", "wrong_id", "nan", "lost_answer")
+FAULTS = (
+    "reset",
+    "timeout",
+    "429",
+    "500",
+    "truncated",
+    "wrong_id",
+    "nan",
+    "lost_answer",
+    "503",
+    "other_request",
+    "garbage",
+)
+PATIENCE = 2.0
+"""Seconds that a client may wait for an answer; a request that meets "timeout" gets none for longer than that."""
 
 
 class FaultyProxy:
@@ -27,6 +40,7 @@ class FaultyProxy:
         self.count = 0
         self.met: Counter[str] = Counter()
         self.lock = threading.Lock()
+        self.closing = threading.Event()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,16 +65,20 @@ class FaultyProxy:
                 if fault == "reset":
                     return self._reset()
                 if fault == "timeout":
-                    time.sleep(1.5)
+                    proxy.closing.wait(3 * PATIENCE)
                     return self._reset()
-                if fault in ("429", "500"):
+                if fault in ("429", "500", "503"):
                     error = json.dumps({"error": {"code": "busy", "message": "spoilt", "retryable": True}}).encode()
-                    return self._reply(int(fault), error, {"Retry-After": "0"} if fault == "429" else {})
+                    return self._reply(int(fault), error, {"Retry-After": "1"} if fault == "429" else {})
                 status, answer, headers = proxy.forward("POST", self.path, body, dict(self.headers))
                 if fault == "lost_answer":  # the server has scored it; the client will ask again
                     return self._reset()
                 if fault == "truncated":
-                    answer = answer[: len(answer) // 2]
+                    return self._reply(status, answer[: len(answer) // 2], headers, said=len(answer))
+                if fault == "garbage":
+                    answer = b"<html>not found, but 200</html>"
+                elif fault == "other_request" and status == 200:
+                    answer = json.dumps(json.loads(answer) | {"request_id": "of another"}).encode()
                 elif fault in ("wrong_id", "nan") and status == 200:
                     spoilt: Any = json.loads(answer)
                     spoilt["results"][0]["id" if fault == "wrong_id" else "score"] = (
@@ -69,14 +87,16 @@ class FaultyProxy:
                     answer = json.dumps(spoilt).encode()
                 return self._reply(status, answer, headers)
 
-            def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            def _reply(self, status: int, body: bytes, headers: dict[str, str], said: int | None = None) -> None:
                 self.send_response(status)
                 for name in ("content-type", "retry-after", "Retry-After"):
                     if name in headers:
                         self.send_header(name, headers[name])
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(body) if said is None else said))
                 self.end_headers()
                 self.wfile.write(body)
+                if said is not None:  # the end never comes
+                    self.close_connection = True
 
             def _reset(self) -> None:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -105,12 +125,13 @@ class FaultyProxy:
             connection.request(method, path, body, kept)
             reply = connection.getresponse()
             return reply.status, reply.read(), {name.lower(): value for name, value in reply.getheaders()}
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return 503, json.dumps({"error": {"code": "busy", "message": "down", "retryable": True}}).encode(), {}
         finally:
             connection.close()
 
     def close(self) -> None:
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 

@@ -111,7 +111,14 @@ def test_a_multiplier_grows_while_its_constraint_is_broken_and_shrinks_to_0() ->
     lagrange = build("transform", {"name": "lagrange", "at_least": 0.6, "rate": 0.5, "most": 0.4})
     seen = Seen(np.zeros(3, dtype=int), {})
     multiplier = 0.0
-    for values in ([0.0, 0.2, NAN], [0.0, 0.2, 0.1], [1.0, 1.0, NAN], [NAN, NAN, NAN], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]):
+    for values in (
+        [0.0, 0.2, NAN],
+        [0.0, 0.2, 0.1],
+        [1.0, 1.0, NAN],
+        [NAN, NAN, NAN],
+        [1.0, 1.0, 1.0],
+        [1.0, 1.0, 1.0],
+    ):
         np.testing.assert_allclose(lagrange(np.array(values), seen), [multiplier * (v - 0.6) for v in values])
         lagrange.remember(np.array(values), seen)
         own = [v for v in values if not math.isnan(v)]

@@ -40,7 +40,10 @@ def use(key: str, weight: float = 1.0, then: Sequence[dict[str, Any]] = (), **mo
 
 def samples(kind: Sequence[str] = ("a",) * 4, **columns: Sequence[Any]) -> list[Sample]:
     return [
-        Sample(Prompt(str(row // 2), "", meta={"kind": kind[row]}), meta={key: column[row] for key, column in columns.items()})
+        Sample(
+            Prompt(str(row // 2), "", meta={"kind": kind[row]}),
+            meta={key: column[row] for key, column in columns.items()},
+        )
         for row in range(4)
     ]
 
@@ -70,7 +73,9 @@ def test_transforms_run_in_order_and_see_others_as_they_were() -> None:
 def test_nothing_in_then_is_the_weighted_sum() -> None:
     given = samples(a=[1, 2, 3, 4], b=[0, 1, 0, NAN])
     plain = total({"a": use("a", 0.5), "b": use("b", 2.0)}, given)
-    same = total({"a": use("a", 0.5, [{"name": "affine"}]), "b": use("b", 2.0, [{"name": "clip", "low": -9, "high": 9}])}, given)
+    same = total(
+        {"a": use("a", 0.5, [{"name": "affine"}]), "b": use("b", 2.0, [{"name": "clip", "low": -9, "high": 9}])}, given
+    )
     np.testing.assert_array_equal(plain, same)
     assert plain.tolist()[:3] == [0.5, 3.0, 1.5] and np.isnan(plain[3])
 
@@ -219,7 +224,9 @@ def test_an_evaluation_and_a_direct_stage_take_scores_as_they_are(tmp_path: Path
     )
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="an evaluation reports scores as they are, and failures as a count; leave 'then' out"):
+    with pytest.raises(
+        ConfigError, match="an evaluation reports scores as they are, and failures as a count; leave 'then' out"
+    ):
         load(str(file))
 
 
@@ -227,10 +234,12 @@ def test_a_reward_for_some_prompts_may_have_none_in_an_evaluation(tmp_path: Path
     """Held-out prompts need not have every kind that is trained; a held-out reward without a prompt is a mistake."""
     row = {"id": "a", "text": "two red circles", "meta": {"kind": "other"}}
     (tmp_path / "held.jsonl").write_text(json.dumps(row) + "\n")
-    evaluation = "evaluation: {prompts: {name: jsonl, path: held.jsonl}, rewards: {flat: {name: jpeg_compressibility%s}}}\n"
+    evaluation = (
+        "evaluation: {prompts: {name: jsonl, path: held.jsonl}, rewards: {flat: {name: jpeg_compressibility%s}}}\n"
+    )
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG + evaluation % "")
     assert load(str(file)).evaluation is not None
     file.write_text(CONFIG + evaluation % ", where: {kind: count}")
-    with pytest.raises(ConfigError, match="reward 'flat' is for prompts where {'kind': 'count'}, and none of the 1 is one"):
+    with pytest.raises(ConfigError, match=r"reward 'flat' is for prompts where .* and none of the 1 is one"):
         load(str(file))

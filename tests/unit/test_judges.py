@@ -14,6 +14,8 @@ import torch
 
 from mmrl.errors import UserError
 from mmrl.reward import RewardSet
+from mmrl.rewards.judge import chat
+from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Perception, Rubric, UnifiedReward
 from mmrl.rewards.judge.verdict import json_object, yes_share
 from mmrl.rollout import FAILED, OK, Prompt, Sample
@@ -169,3 +171,32 @@ def test_json_in_other_words() -> None:
     assert json_object('first {"a": 1} then ```json\n{"b": {"c": 2}}\n``` end') == {"b": {"c": 2}}
     assert json_object('"{\\"a\\": 1}"') == {"a": 1}
     assert json_object("{" * 5000) is None and json_object("no") is None and json_object("[1]") is None
+
+
+def test_judges_tell_what_they_asked_since_the_last_time(serve: Serve) -> None:
+    codes = [503, 429]
+    server = serve(lambda body: codes.pop() if codes else '{"score": 5, "winner": "1", "reason": ""}')
+    assert Judge(endpoint={"model": "judge"}).stats() == {}  # before setup
+    for reward in (ready(Judge, server), ready(PairJudge, server)):
+        codes[:] = [503, 429]
+        reward.score([sample("a"), sample("b")])
+        stats = reward.stats()
+        assert (stats["asked"], stats["retries"], stats["cached"]) == (4, 2, 0)
+        assert 0 < stats["latency_p50"] <= stats["latency_p95"]
+        assert reward.stats() == {"asked": 0, "retries": 0, "cached": 0}
+    kept = ready(Judge, server)
+    kept.score([sample("a")])
+    kept.score([sample("a"), sample("a"), sample("c")])
+    stats = kept.stats()
+    assert (stats["asked"], stats["cached"]) == (2, 2)
+    kept.score([sample("c")])
+    assert kept.stats() == {"asked": 0, "retries": 0, "cached": 1}
+
+
+def test_a_judge_that_wants_to_be_asked_tomorrow_is_a_failure_now(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "asked_to_wait", lambda header: 86400.0)
+    server = serve(lambda body: 429)
+    scores = RewardSet({"j": (ready(Judge, server), 1.0)}).score([sample()])
+    assert "asks to come again in 86400 seconds" in scores.messages[0] and len(server.bodies) == 1

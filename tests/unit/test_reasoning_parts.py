@@ -359,7 +359,7 @@ def test_a_config_names_correction_and_refill() -> None:
     changes = ["stages.rl.curriculum={refill: {max_rounds: 4, high: 0.9}}", f"{base}.surrogate={{name: cispo}}"]
     resolved = load("quickstart/generative", changes, read_data=False)
     written = dump(resolved)["stages"]["rl"]
-    assert written["curriculum"] == {"refill": {"max_rounds": 4, "low": None, "high": 0.9}}
+    assert written["curriculum"] == {"refill": {"max_rounds": 4, "low": None, "high": 0.9}, "checklist": None}
     assert written["objective"]["correction"] is None and written["objective"]["surrogate"]["ratio_cap"] == 5
     gspo = f"{base}.surrogate={{name: gspo}}"
     refused = [

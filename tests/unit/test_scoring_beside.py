@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_part_is_scored_while_the_next_is_drawn() -> None:
     drawing = threading.Event()
 
     class Patient(Ones):
-        calls = 0
+        calls: ClassVar[int] = 0
 
         def score(self, samples: Sequence[Sample]) -> list[float]:
             Patient.calls += 1
@@ -73,10 +73,11 @@ def test_a_part_is_scored_while_the_next_is_drawn() -> None:
 class Breaks(Ones):
     """Fails on one prompt."""
 
+    range = (None, None)
+    bad: str
+
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         return [Failed("no") if sample.prompt.id == self.bad else 1.0 * row for row, sample in enumerate(samples)]
-
-    bad = ""
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -86,8 +87,7 @@ def test_the_first_failure_of_a_strict_reward_ends_the_run_on_every_rank(parts: 
 
     def rank(number: int, strict: bool) -> None:
         policy, own = ToyPolicy(), stage(Objective(DrAdvantage()), rollout_parts=parts)
-        reward = Breaks()
-        reward.bad = first  # its samples are on rank 0 alone
+        reward = Breaks(bad=first)  # its samples are on rank 0 alone
         own.rewards = {"ones": Use(reward, strict=strict)}  # type: ignore[arg-type]
         try:
             gradients(policy, work(policy, own, FakeGroup(number, mail)).updates(0, Meter()))
@@ -102,7 +102,7 @@ def test_the_first_failure_of_a_strict_reward_ends_the_run_on_every_rank(parts: 
         for thread in threads:
             thread.join()
         assert said[0] == said[1]
-        assert ("end the run at the first failure (on_failure: raise): reward 'ones': no" in said[0]) == strict
+        assert ("it ends the run at the first failure (on_failure: raise): reward 'ones': no" in said[0]) == strict
 
 
 def test_transforms_remember_steps_and_a_resume() -> None:

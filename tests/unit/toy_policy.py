@@ -23,6 +23,7 @@ from mmrl.config.schema import (
 )
 from mmrl.distributed import Group
 from mmrl.objective.objective import Objective
+from mmrl.reward import Reward
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 from mmrl.stages import RLWork
 
@@ -117,13 +118,10 @@ class ToyPolicy:
         return said if name == "rac" else 0.1 + 0.8 * said
 
 
-class Ones:
+class Ones(Reward):
     """1 for answers whose first word is 1 (a reward that is often constant in a group)."""
 
-    scope, needs, higher_is_better = "pointwise", (), True
-
-    def limits(self) -> tuple[float | None, float | None]:
-        return 0.0, 1.0
+    range = (0.0, 1.0)
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         return [float((sample.text or "").startswith("1")) for sample in samples]

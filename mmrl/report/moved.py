@@ -1,0 +1,109 @@
+"""A picture of how samples fare under new rewards: old against new advantage, and how the totals lie."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmrl.advantage.types import Bools, Floats
+from mmrl.shift import flips
+
+INK, FAINT, RULE = "#1f2328", "#667079", "#d9dee3"
+SAME, FLIPPED, OLD, NEW = "#2f6fb5", "#c62f2f", "#8a929a", "#2f6fb5"
+FEW, MANY = 300, 20000
+BINS = 20
+
+
+def draw_moved(old: Floats, new: Floats, before: Floats, after: Floats, title: str) -> bytes:
+    """A PNG of totals `old`, `new (N,)` (NaN: none) and advantages `before`, `after (N,)`, of samples that have both totals."""
+    both = np.isfinite(old) & np.isfinite(new)
+    with matplotlib.rc_context({"font.size": 9, "font.family": "sans-serif", "text.parse_math": False}):
+        figure = Figure(figsize=(9.2, 4.6), dpi=130, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, color=INK)
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
+        _scatter(figure.add_subplot(grid[:, 0]), before[both], after[both])
+        for place, (values, name, colour) in enumerate(((old, "old", OLD), (new, "new", NEW))):
+            _histogram(figure.add_subplot(grid[place, 1]), values[np.isfinite(values)], name, colour)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _scatter(axes: Axes, before: Floats, after: Floats) -> None:
+    _style(axes)
+    axes.set_title("advantage of each sample", loc="left", fontsize=9, color=FAINT)
+    axes.set_xlabel("old advantage", color=FAINT)
+    axes.set_ylabel("new advantage", color=FAINT)
+    if not len(before):
+        _nothing(axes, "no sample has an old and a new reward")
+        return
+    _limits(axes, before, after)
+    for place, draw in (("x", axes.axhline), ("y", axes.axvline)):
+        draw(0, color=RULE, linewidth=1, zorder=1, gid=place)
+    turned = flips(before, after)
+    shown = np.ones(len(before), dtype=bool) if len(before) <= MANY else _spread(len(before))
+    size, alpha = (16, 0.7) if len(before) <= FEW else (7, 0.45)
+    for rows, colour, name in ((~turned, SAME, "same sign, or 0"), (turned, FLIPPED, "other sign")):
+        drawn = rows & shown
+        axes.scatter(before[drawn], after[drawn], s=size, alpha=alpha, color=colour, linewidths=0, zorder=3,
+                     label=f"{name}: {int(rows.sum())} ({rows.mean():.0%})")  # fmt: skip
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2, frameon=False, fontsize=8.5,
+                         handletextpad=0.2, borderaxespad=0)  # fmt: skip
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def _spread(number: int) -> Bools:
+    """MANY places, evenly over `number`."""
+    found = np.zeros(number, dtype=bool)
+    found[np.linspace(0, number - 1, MANY).astype(int)] = True
+    return found
+
+
+def _limits(axes: Axes, before: Floats, after: Floats) -> None:
+    """Both axes around 0, so that the quarters are the signs."""
+    for values, put in ((before, axes.set_xlim), (after, axes.set_ylim)):
+        size = 1.08 * float(np.abs(values).max()) or 1.0
+        put(-size, size)
+
+
+def _histogram(axes: Axes, values: Floats, name: str, colour: str) -> None:
+    _style(axes)
+    axes.set_title(f"{name} total reward", loc="left", fontsize=9, color=FAINT)
+    axes.set_ylabel("samples", color=FAINT)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if not len(values):
+        _nothing(axes, "no sample has one")
+        return
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1.0):
+        low, high = low - 0.5, high + 0.5
+    bins = min(max(4, int(len(values) ** 0.5)), BINS) * 2 + 1  # odd, so that one value alone stands in the middle
+    axes.hist(values, bins=bins, range=(low, high), color=colour, alpha=0.85, zorder=2)
+    axes.axvline(float(values.mean()), color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
+    axes.set_title(f"mean {values.mean():.3g}", loc="right", fontsize=9, color=INK)
+
+
+def _nothing(axes: Axes, what: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.annotate(what, (0.5, 0.5), xycoords="axes fraction", ha="center", color=FAINT)
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(color=RULE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(RULE)
+    axes.tick_params(colors=FAINT, length=0)

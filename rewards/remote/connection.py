@@ -1,0 +1,122 @@
+"""What every client of a server shares: a pool of connections and threads per process, tokens, and when to ask again."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from mmrl.errors import UserError
+
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+LONGEST_PAUSE = 30.0
+IDLE = 3.0
+"""Seconds after which an idle connection is not used again; servers close theirs after 5 or more."""
+
+
+class Connections:
+    """An httpx client and a pool of `concurrency` threads, made when they are first used, and again after a fork: a child that
+    shared its parent's connections would read the parent's answers, and its threads are not there."""
+
+    def __init__(self, concurrency: int, name: str, token: str | None = None, **options: Any) -> None:
+        self.httpx = httpx()
+        self.concurrency, self.name, self.options = concurrency, name, options
+        self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self.made: tuple[int, Any, ThreadPoolExecutor, threading.Event] | None = None
+        self.guard: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
+
+    @property
+    def client(self) -> Any:
+        """The httpx client of this process; it follows no redirects and reads no proxies from the environment."""
+        return self._own()[1]
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads of this process."""
+        return self._own()[2]
+
+    @property
+    def stop(self) -> threading.Event:
+        """Set when nobody waits for answers any more: nothing is then asked again."""
+        return self._own()[3]
+
+    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, threading.Event]:
+        if self.guard[0] != os.getpid():  # the lock may have been held by a thread of the parent
+            self.guard = (os.getpid(), threading.Lock())
+        with self.guard[1]:
+            if self.made is None or self.made[0] != os.getpid():
+                client = self.httpx.Client(
+                    headers=self.headers,
+                    limits=self.httpx.Limits(max_connections=self.concurrency, keepalive_expiry=IDLE),
+                    trust_env=False,
+                    follow_redirects=False,
+                    **self.options,
+                )
+                pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
+                self.made = (os.getpid(), client, pool, threading.Event())
+            return self.made
+
+
+def httpx() -> Any:
+    """The module. Raises UserError where it is not installed."""
+    try:
+        import httpx as found
+    except ImportError as error:
+        raise UserError("remote rewards need httpx: pip install 'mmrl[serve]'") from error
+    return found
+
+
+def base_url(value: str, example: str) -> str:
+    """A URL without its last slash. Raises ValueError for what is no http URL, and for one with a password, a query or a
+    fragment: it would be shown in messages."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"got {value!r}; expected {example}")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(
+            f"got a URL of {parts.hostname} with more than scheme, host, port and path; expected {example}"
+        )
+    return value.rstrip("/")
+
+
+def bearer(variable: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The token in an environment variable; None where it is not set. Raises UserError (without the token) for one that no header can hold."""
+    token = environment.get(variable)
+    if not token:
+        return None
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(
+            f"the token in {variable} has blanks, line ends or characters that are not ASCII; expected letters, digits and signs alone"
+        )
+    return token
+
+
+def is_here(url: str) -> bool:
+    """Whether a URL is of this machine."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def pause(tries: int, backoff: float, asked: float | None = None) -> float:
+    """Seconds to wait after `tries` tries: `backoff`, doubled for each further one, drawn between half and whole; at least as
+    long as the server `asked` for."""
+    own = min(LONGEST_PAUSE, backoff * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0)
+    return max(own, asked or 0.0)
+
+
+def asked_to_wait(header: str | None) -> float | None:
+    """Seconds that `Retry-After` asks for, a number or a date; None without one."""
+    if not header:
+        return None
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,325 @@
+"""The client of a reward server against answers that a real server does not give, and what it shares with judges."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mmrl.errors import UserError
+from mmrl.reward import Failed, Graded, RewardSet
+from mmrl.rewards.remote import asking
+from mmrl.rewards.remote.client import RemoteReward
+from mmrl.rewards.remote.connection import LONGEST_PAUSE, asked_to_wait, base_url, bearer, pause
+from mmrl.rewards.remote.contract import Result, ScoreRequest, ScoreResponse
+from mmrl.rewards.remote.meter import Meter
+from mmrl.rollout import OK, Prompt, Sample
+
+MODEL = {"name": "it", "revision": "1", "sha256": "0"}
+FACTS = {"model": MODEL, "scope": "pointwise", "needs": [], "range": [0, 1], "higher_is_better": True, "deterministic": True,
+         "licence": "none"}  # fmt: skip
+CPU = torch.device("cpu")
+Answer = Callable[[dict[str, Any]], Any]
+
+
+class Stub:
+    """A server whose answers come from a function of the request: a dictionary, a `(status, headers)`, bytes, or a function that
+    writes to the connection."""
+
+    def __init__(self, answer: Answer, **facts: Any) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                info = {
+                    "protocol": "mmrl-reward/1",
+                    "rewards": {"it": FACTS | facts},
+                    "max_batch": 4,
+                    "max_bytes": 1000,
+                    "new": 1,
+                }
+                self.say(200, json.dumps(info).encode(), {})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.bodies.append(body)
+                found = answer(body)
+                if callable(found):
+                    found(self)
+                elif isinstance(found, tuple):
+                    self.say(found[0], b"{}", found[1])
+                else:
+                    self.say(200, found if isinstance(found, bytes) else json.dumps(found).encode(), {})
+
+            def say(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *args: None  # type: ignore[method-assign]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+Serve = Callable[..., tuple[Stub, RemoteReward]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    made: list[Stub] = []
+
+    def start(answer: Answer, facts: dict[str, Any] | None = None, **options: Any) -> tuple[Stub, RemoteReward]:
+        made.append(Stub(answer, **(facts or {})))
+        url = f"http://127.0.0.1:{made[-1].server.server_port}"
+        reward = RemoteReward(url=url, reward="it", **({"backoff": 0.01, "deadline": 5.0} | options))
+        reward.setup(CPU)
+        return made[-1], reward
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def right(body: dict[str, Any], **more: Any) -> dict[str, Any]:
+    results = [{"id": sample["id"], "status": "ok", "score": 0.5} for sample in body["samples"]]
+    return {
+        "protocol": "mmrl-reward/1",
+        "request_id": body["request_id"],
+        "model": MODEL,
+        "results": results,
+        "timing_ms": 1,
+    } | more
+
+
+def texts(count: int) -> list[Sample]:
+    return [Sample(Prompt(f"p{i}", "x"), "y") for i in range(count)]
+
+
+def test_requests_are_no_larger_than_the_server_takes_and_say_only_what_is_there(serve: Serve) -> None:
+    stub, reward = serve(right, batch_size=32)
+    assert reward.score(texts(9)) == [0.5] * 9
+    assert sorted(len(body["samples"]) for body in stub.bodies) == [1, 4, 4]
+    body = min(stub.bodies, key=lambda body: len(body["samples"]))
+    assert body.keys() == {
+        "protocol",
+        "request_id",
+        "reward",
+        "samples",
+    }  # what was added later is sent only where it says something
+    assert body["samples"][0].keys() == {"id", "prompt", "prompt_id", "response"}
+
+
+def test_answers_may_say_more_and_their_words_are_kept(serve: Serve) -> None:
+    def more(body: dict[str, Any]) -> dict[str, Any]:
+        found = right(body, new=1)
+        found["results"][0] |= {"components": {"a": 1.0}, "detail": {"how": "a word", "new": 2}}
+        return found
+
+    _, reward = serve(more)
+    first, second = reward.score(texts(2))
+    assert isinstance(first, Graded) and (first, first.how) == (0.5, "a word") and not isinstance(second, Graded)
+
+
+def test_a_score_out_of_range_is_a_failure_of_its_sample_alone(serve: Serve) -> None:
+    def high(body: dict[str, Any]) -> dict[str, Any]:
+        found = right(body)
+        found["results"][1]["score"] = 1.5
+        return found
+
+    stub, reward = serve(high)
+    found = reward.score(texts(3))
+    assert found[0] == found[2] == 0.5 and "score 1.5 is outside 0" in found[1].reason and len(stub.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_asked_again_by_the_same_id(serve: Serve, status: int) -> None:
+    stub, reward = serve(lambda body: right(body) if len(stub.bodies) > 2 else (status, {}))
+    assert reward.score(texts(1)) == [0.5]
+    assert len({body["request_id"] for body in stub.bodies}) == 1 and len(stub.bodies) == 3 and reward.retries == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 302])
+def test_what_does_not_pass_is_not(serve: Serve, status: int) -> None:
+    stub, reward = serve(lambda body: (status, {"Location": "http://127.0.0.1:1/"}))
+    (found,) = reward.score(texts(1))
+    assert isinstance(found, Failed) and str(status) in found.reason and len(stub.bodies) == 1
+
+
+def test_another_model_is_a_failure(serve: Serve) -> None:
+    stub, reward = serve(lambda body: right(body, model=MODEL | {"sha256": "1"}))
+    scores = RewardSet({"it": (reward, 1.0)}).score(texts(2))
+    assert not (scores.status == OK).any() and "another model" in scores.messages[0] and len(stub.bodies) == 1
+
+
+def test_an_answer_in_drops_ends_with_the_deadline(serve: Serve) -> None:
+    def drip(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        for _ in range(200):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    stub, reward = serve(lambda body: drip, deadline=0.5)
+    (found,) = reward.score(texts(1))
+    assert isinstance(found, Failed) and "too slowly" in found.reason and len(stub.bodies) == 1
+
+
+def test_an_answer_without_end_is_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "MOST_BYTES", 1000)
+    stub, reward = serve(lambda body: b" " * 2000)
+    (found,) = reward.score(texts(1))
+    assert isinstance(found, Failed) and "more than 1000 bytes" in found.reason and len(stub.bodies) == 1
+
+
+def test_a_server_is_left_alone_as_long_as_it_asks_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float | None] = []
+
+    def counted(tries: int, backoff: float, asked: float | None = None) -> float:
+        seen.append(asked)
+        return 0.0
+
+    monkeypatch.setattr(asking, "pause", counted)
+    headers = [{"Retry-After": "3"}, {}, {"Retry-After": "0"}]
+    stub, reward = serve(lambda body: (429, headers[len(stub.bodies) - 1]) if len(stub.bodies) < 4 else right(body))
+    assert reward.score(texts(1)) == [0.5] and seen == [3.0, None, 0.0]
+
+
+def test_a_server_that_wants_to_be_asked_after_the_deadline_is_not(serve: Serve) -> None:
+    stub, reward = serve(lambda body: (503, {"Retry-After": "86400"}))
+    (found,) = reward.score(texts(1))
+    assert "503" in found.reason and "after 1 tries" in found.reason and len(stub.bodies) == 1
+
+
+def test_pauses_double_up_to_a_bound_and_never_undercut_what_was_asked_for() -> None:
+    for tries, whole in ((1, 0.5), (2, 1.0), (5, 8.0), (9, LONGEST_PAUSE), (5000, LONGEST_PAUSE)):
+        found = [pause(tries, 0.5) for _ in range(50)]
+        assert whole / 2 <= min(found) < max(found) <= whole
+    assert pause(1, 0.5, 7.0) == 7.0 and pause(3, 0.5, 0.0) >= 1.0
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert asked_to_wait(None) is None and asked_to_wait("") is None and asked_to_wait("soon") is None
+    assert asked_to_wait("12") == 12.0 and asked_to_wait("0") == 0.0
+    assert asked_to_wait("²") is None and asked_to_wait("-1") is None
+    assert asked_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    later = asked_to_wait("Wed, 21 Oct 2199 07:28:00 GMT")
+    assert later is not None and later > 1e9
+
+
+def test_nobody_goes_on_asking_after_an_interruption(serve: Serve) -> None:
+    asked = threading.Event()
+
+    def busy(body: dict[str, Any]) -> Any:
+        asked.set()
+        return 503, {}
+
+    _, reward = serve(busy, deadline=3000.0, backoff=1000.0)
+    jobs: list[Any] = []
+    pool = reward._connections.pool
+    submit = pool.submit
+
+    def interrupted(function: Any, part: Any) -> Any:
+        jobs.append(submit(function, part))
+
+        class Job:
+            def result(self) -> Any:
+                asked.wait(10)
+                raise KeyboardInterrupt
+
+            def cancel(self) -> None:
+                jobs[-1].cancel()
+
+        return Job()
+
+    pool.submit = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        reward.score(texts(1))
+    assert "given up" in jobs[0].result(timeout=30)[0].reason
+
+
+def test_tokens_that_no_header_can_hold_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("secret\n", "secret\r\nX: 1", "sec ret", "sécret", "secret\0"):
+        with pytest.raises(UserError) as found:
+            bearer("T", {"T": token})
+        assert "T has blanks" in str(found.value) and "cret" not in str(found.value)
+    assert bearer("T", {"T": "a.b-c~1"}) == "a.b-c~1" and bearer("T", {}) is None and bearer("T", {"T": ""}) is None
+    monkeypatch.setenv("MMRL_REWARD_TOKEN", "secret")
+    with pytest.raises(UserError, match="unencrypted"):
+        RemoteReward(url="http://rewards.example", reward="it").setup(CPU)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "x:80", "http://", "http://me:secret@host", "http://host/?a=1", "http://host/#a"]
+)
+def test_urls_that_are_none_show_no_password(url: str) -> None:
+    with pytest.raises(ValueError, match="expected http://HOST") as found:
+        base_url(url, "http://HOST")
+    assert "secret" not in str(found.value)
+    assert base_url("https://host:1/path/", "") == "https://host:1/path"
+    with pytest.raises(ValidationError):
+        RemoteReward(url=url, reward="it")
+
+
+def test_json_numbers_are_finite_on_the_wire() -> None:
+    with pytest.raises(ValidationError):
+        Result(id="a", status="ok", score=float("nan"))
+    answer = {"protocol": "mmrl-reward/1", "request_id": "a", "timing_ms": 1, "model": MODEL,
+              "results": [{"id": "a", "status": "ok", "score": float("nan")}]}  # fmt: skip
+    with pytest.raises(ValidationError):
+        ScoreResponse.model_validate_json(json.dumps(answer))
+    with pytest.raises(ValidationError, match="options"):
+        ScoreRequest.model_validate(
+            {
+                "protocol": "mmrl-reward/1",
+                "request_id": "a",
+                "reward": "b",
+                "options": {"a": 1},
+                "samples": [{"id": "a", "prompt": ""}],
+            }
+        )
+
+
+def test_a_meter_counts_from_many_threads_and_begins_anew() -> None:
+    meter = Meter()
+
+    def work() -> None:
+        for k in range(2000):
+            meter.add("retries")
+            meter.took(k / 1000)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    found = meter.take("retries", "other")
+    assert found["retries"] == 8000 and found["other"] == 0 and meter.total["retries"] == 8000
+    assert found["latency_p50"] <= found["latency_p95"] <= 2
+    meter.add("retries")
+    assert meter.take("retries") == {"retries": 1} and meter.total["retries"] == 8001
+    for k in range(101):
+        meter.took(k)
+    found = meter.take()
+    np.testing.assert_allclose([found["latency_p50"], found["latency_p95"]], [50, 95])

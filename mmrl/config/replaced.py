@@ -68,7 +68,7 @@ def _merged(own: Source, given: Source, stage: str) -> Source:
         "stages": {stage: {**section, "rewards": given.tree["rewards"], "objective": objective}},
     }
     here: Path_ = ("stages", stage)
-    new = {(*here, *path): place for path, place in given.origin.items() if path != ("objective",)}
+    new = {(*here, *path): place for path, place in given.origin.items()}
     gone = ((*here, "rewards"), *((*here, "objective", key) for key in given.tree.get("objective", {})))
     old = {path: place for path, place in own.origin.items() if not any(path[: len(one)] == one for one in gone)}
     return Source(tree, old | new, given.name, given.file, given.folder)

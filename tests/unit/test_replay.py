@@ -101,7 +101,8 @@ RULES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"advantage": DrAdvantage(), "shaping": (Rac(weight=0.5),)}, PLAIN, {}),
     ({"advantage": DcpoAdvantage()}, {"ones": Use(Ones(), 0.3), "length": Use(Length(), 0.7)}, {}),
     ({"advantage": GroupAdvantage(scale="group")}, PLAIN, {"refill": RefillSection(max_rounds=3)}),
-    ({"advantage": GlobalAdvantage()}, {"length": Use(Length(), 1.0, (Running(), Rank()))}, {}),
+    ({"advantage": DrAdvantage()}, {"length": Use(Length(), 1.0, (Running(),))}, {}),
+    ({"advantage": GlobalAdvantage()}, {"length": Use(Length(), 1.0, (Rank(),))}, {}),
     ({"advantage": GlobalAdvantage()}, {"length": Use(Length(), 1.0, (Standardise(over="batch"),))}, {"rollout_parts": 3}),
 ]  # fmt: skip
 
@@ -130,6 +131,32 @@ def test_own_rewards_of_two_ranks(tmp_path: Path) -> None:
     section = stage(Objective(DrAdvantage())).section
     for kept, found in again(tmp_path, Objective(DrAdvantage()), PLAIN, section):
         assert np.array_equal(found.advantage, kept.advantage) and kept.advantage.any()
+
+
+class Batch(Ones):
+    """The place of a sample in what is scored together: what no reward should look at, but rounding may."""
+
+    def limits(self) -> tuple[float | None, float | None]:
+        return None, None
+
+    def score(self, samples: Sequence[Any]) -> list[float]:
+        return [k / len(samples) for k in range(len(samples))]
+
+
+def test_samples_are_scored_in_the_parts_of_the_training(tmp_path: Path) -> None:
+    rewards = {"batch": Use(Batch(), 1.0)}
+    ran = run(tmp_path, Objective(DrAdvantage()), rewards, rollout_parts=3)
+    for kept, found in again(tmp_path, Objective(DrAdvantage()), rewards, ran):
+        assert len(np.unique(kept.place, axis=0)) == 3 and np.array_equal(found.values, kept.values)
+
+
+def test_rewards_do_not_see_how_the_old_ones_came_about(tmp_path: Path) -> None:
+    ran = run(tmp_path, Objective(DrAdvantage()), PLAIN)
+    one = read(steps(tmp_path)[1])
+    for sample in one.samples:
+        sample.meta["graded"] = {"old": "unparsed"}
+    Rescorer(RewardSet(PLAIN), Objective(DrAdvantage()), ran, [1])(one)
+    assert not any("graded" in sample.meta for sample in one.samples)
 
 
 def test_other_rewards_give_what_training_with_them_would_have_given(tmp_path: Path) -> None:
@@ -299,6 +326,16 @@ def replayed(folder: Path, rewards: dict[str, Any], objective: Objective, every:
     return found
 
 
+def test_what_is_the_same_as_stored_is_counted(tmp_path: Path) -> None:
+    found = replayed(tmp_path, {"ones": Use(Length(), 1.0)}, Objective(DrAdvantage()))
+    alike = sum(
+        a == b
+        for one in found.steps
+        for a, b in zip(one.again.values[:, 0].tolist(), one.kept.values[:, 0].tolist(), strict=True)
+    )
+    assert same(found)[:2] == (alike, 72) and 0 < alike < 72
+
+
 def test_tables_and_files(tmp_path: Path) -> None:
     found = replayed(tmp_path, {"ones": Use(Ones(), 0.5), "length": Use(Length(), 1.0)}, Objective(DrAdvantage()))
     with (tmp_path / "said.txt").open("w") as file:
@@ -307,6 +344,8 @@ def test_tables_and_files(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in said[1:6]] == [
         ["step", "samples"], ["1", "24"], ["2", "24"], ["4", "24"], ["all", "72"]
     ]  # fmt: skip
+    total = np.concatenate([one.again.total for one in found.steps])
+    assert said[5].split()[4] == f"{np.nanmean(total):.4g}" and said[5].split()[2] == str(int(np.isnan(total).sum()))
     rows = {line.split()[0]: line.split()[1:] for line in said if line.startswith(("ones", "length"))}
     status = np.concatenate([one.again.status for one in found.steps])
     assert rows["ones"][2:] == ["72", "0", "0"] and rows["length"][:1] == ["1"]
@@ -375,9 +414,11 @@ def test_rules_of_the_file_replace_those_of_the_run(tmp_path: Path) -> None:
 def test_a_whole_config_gives_its_stage(tmp_path: Path) -> None:
     own, new = configs(tmp_path, CONFIG.replace("dense:", "other:").replace("  rl:", "  second:"))
     assert list(replaced(own, "rl", new)[0].rewards) == ["other"]
-    two = CONFIG.replace("  rl:", "  a: &a") + "\n"
-    two = two.replace("evaluation:", "  b: *a\nevaluation:")
+    two = CONFIG.replace("  rl:", "  a: &a").replace(
+        "evaluation:", "  b: {<<: *a, rewards: {late: {name: shapes}}}\nevaluation:"
+    )
     own, new = configs(tmp_path, two)
+    assert list(replaced(own, "a", new)[0].rewards) == ["dense"]
     with pytest.raises(UserError, match=r"has no rl stage 'rl' to take the rewards of \(its rl stages: a, b\)"):
         replaced(own, "rl", new)
 
@@ -393,7 +434,7 @@ def test_a_whole_config_gives_its_stage(tmp_path: Path) -> None:
             "rewards: {a: {name: shapes}}\nobjective: {surrogate: {name: clip}}",
             "new.yaml:2: objective.surrogate: unknown key",
         ),
-        ("rewards: {a: {name: shapes}}\nobjective: {rescale: true}", "rescale .* add combine: advantages"),
+        ("rewards: {a: {name: shapes}}\nobjective: {rescale: true}", "new.yaml:2 .*rescale .* add combine: advantages"),
         ("rewards: {a: {name: shapes}}\nobjective: {shaping: [{name: majority, weigt: 1}]}", "new.yaml:2: .*weigt"),
     ],
 )

@@ -29,6 +29,15 @@ def forward(reward: Floats, false_negative: float) -> Floats:
     return np.where(np.isnan(reward), 0.0, np.where(reward == 1, false_negative, false_negative - 1))
 
 
+def appealed(reward: Floats, appeal: Floats) -> float:
+    """The rate of false negatives among what is right: `n(R = 0, appeal 1 or more) / (n(R = 1) + n(R = 0, appeal 1 or more))`, over the
+    samples that have both scores (NaN: none); 0 where nothing is right."""
+    known = ~np.isnan(reward) & ~np.isnan(appeal)
+    missed = float((known & (reward == 0) & (appeal >= 1 - 1e-9)).sum())
+    right = missed + float((known & (reward == 1)).sum())
+    return missed / right if right else 0.0
+
+
 class NoisyVerifier(Shaping):
     """`backward` undoes the noise of a 0/1 reward (an advantage divided by the group's std does not change by it);
     `forward` replaces the advantage."""
@@ -36,6 +45,12 @@ class NoisyVerifier(Shaping):
     mode: Literal["backward", "forward"] = "backward"
     false_positive: float = Field(default=0.0, ge=0, lt=1)
     false_negative: float = Field(default=0.0, ge=0, lt=1)
+    appeal: str | None = None
+    """Name of a reward (of weight 0) that judges again: the rate of false negatives is then that of the step's samples."""
+
+    @property
+    def reads_rewards(self) -> tuple[str, ...]:
+        return () if self.appeal is None else (self.appeal,)
 
     @model_validator(mode="after")
     def _better_than_chance(self) -> NoisyVerifier:
@@ -44,16 +59,27 @@ class NoisyVerifier(Shaping):
                 f"false_positive {self.false_positive} + false_negative {self.false_negative} must be below 1: such a "
                 "verifier says nothing"
             )
+        if self.appeal is not None and self.false_negative:
+            raise ValueError(
+                f"false_negative {self.false_negative} is estimated with appeal: {self.appeal}; give one of the two"
+            )
         return self
+
+    def rate(self, scored: Scored) -> float:
+        """The rate of false negatives in force."""
+        return self.false_negative if self.appeal is None else appealed(scored.reward, scored.column(self.appeal))
+
+    def metrics(self, scored: Scored) -> dict[str, float]:
+        return {} if self.appeal is None else {"noisy_verifier/false_negative": self.rate(scored)}
 
     def before(self, scored: Scored) -> Scored:
         _check_binary(scored.reward)
         if self.mode == "forward":
             return scored
-        return replace(scored, reward=backward(scored.reward, self.false_positive, self.false_negative))
+        return replace(scored, reward=backward(scored.reward, self.false_positive, self.rate(scored)))
 
     def __call__(self, advantage: Floats, scored: Scored) -> Floats:
-        return forward(scored.reward, self.false_negative) if self.mode == "forward" else advantage
+        return forward(scored.reward, self.rate(scored)) if self.mode == "forward" else advantage
 
 
 def _check_binary(reward: Floats) -> None:

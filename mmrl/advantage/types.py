@@ -40,8 +40,6 @@ class Scored:
     reward: Floats
     group: Ints
     components: Floats | None = None
-    scores: Floats | None = None
-    failed: Bools | None = None
     weights: Floats | None = None
     log_prob: Floats | None = None
     mask: Bools | None = None
@@ -52,6 +50,8 @@ class Scored:
     parent: Ints | None = None
     extra: Mapping[str, Floats] = field(default_factory=dict)
     earlier: Mapping[str, Floats] | None = None
+    scores: Floats | None = None
+    failed: Bools | None = None
 
     def __post_init__(self) -> None:
         n = len(self.reward)

@@ -83,7 +83,9 @@ class Table:
             any("answer" in sample.meta for sample in rollout.samples),
             tuple(sample.prompt.id for sample in rollout.samples),
             tuple(scores.messages),
-            np.array([-1 if draw.parent is None else draw.parent + first_group for draw in rollout.draws], dtype=np.int64),
+            np.array(
+                [-1 if draw.parent is None else draw.parent + first_group for draw in rollout.draws], dtype=np.int64
+            ),
             None if rollout.tree is None else rollout.tree.node.cpu().numpy(),
             None if rollout.tree is None else rollout.log_prob.cpu().numpy().astype(np.float64),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ import torch
 from mmrl.errors import UserError
 from mmrl.reward import RewardSet, graded
 from mmrl.rewards.remote.client import RemoteGroupReward, RemoteReward
+from mmrl.rewards.remote.media import png
 from mmrl.rollout import FAILED, OK, Prompt, Sample
 from tests.end_to_end.faulty_proxy import FAULTS, PATIENCE, FaultyProxy
 from tests.end_to_end.reward_server import Server, samples
@@ -116,6 +119,18 @@ def test_groups_are_compared_as_a_whole(server: Server, encoding: Any) -> None:
     assert graded([*one, *other]) == {"above": {"of 3": 3, "of 2": 2}}
 
 
+def test_a_request_may_hold_several_groups(server: Server) -> None:
+    pictures = [base64.b64encode(png(one.images[0])).decode() for one in grey("p", 10, 1, 20, 3)]
+    given = [
+        {"id": str(k), "group": group, "prompt": "x", "media": [{"kind": "image", "mime": "image/png", "data": data}]}
+        for k, (group, data) in enumerate(zip([1, "1", 1, "1"], pictures, strict=True))
+    ]
+    body = {"protocol": "mmrl-reward/1", "request_id": "several", "reward": "above", "samples": given}
+    found = httpx.post(f"{server.url}/v1/score", json=body, trust_env=False).json()
+    assert [one["score"] for one in found["results"]] == [-5, -1, 5, 1]
+    assert {one["detail"]["how"] for one in found["results"]} == {"of 2"}
+
+
 def test_win_rates_of_a_served_pairwise_reward(server: Server) -> None:
     reward = RemoteGroupReward(url=server.url, reward="brighter")
     reward.setup(CPU)
@@ -154,7 +169,6 @@ def test_the_name_must_fit_the_scope(server: Server) -> None:
 
 @pytest.mark.parametrize("encoding", ["json", "multipart"])
 def test_everything_that_a_sample_holds_arrives(server: Server, tmp_path: Path, encoding: Any) -> None:
-    from mmrl.rewards.remote.media import png
     from mmrl.video import write_video
 
     picture, clip = np.full((2, 3, 3), 7, np.uint8), np.full((4, 2, 2, 3), 5, np.uint8)

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.advantage.constraint import below_the_rest
+from mmrl.advantage.noisy import NoisyVerifier, appealed
+from mmrl.advantage.types import Scored
 from mmrl.components import build
 from mmrl.compose.transform import Seen
 
@@ -141,3 +143,26 @@ def test_whoever_breaks_a_constraint_comes_last(values: list[float], data: Any) 
         ]
         want = min(kept) - 0.25 if kept and broken[i] and not math.isnan(x) else x
         assert got[i] == want or (math.isnan(got[i]) and math.isnan(want))
+
+
+def test_an_appeal_says_how_often_the_verifier_misses() -> None:
+    reward = [1.0, 0.0, 0.0, 1.0, 0.0, NAN, 0.0]
+    appeal = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, NAN]
+    missed = right = 0
+    for r, a in zip(reward, appeal, strict=True):
+        if math.isnan(r) or math.isnan(a):
+            continue
+        missed += r == 0 and a == 1
+        right += r == 1 or (r == 0 and a == 1)
+    assert appealed(np.array(reward), np.array(appeal)) == missed / right == 0.5
+    assert appealed(np.zeros(2), np.zeros(2)) == 0.0
+    scores = np.array([reward, appeal]).T
+    scored = Scored(scores[:, 0], np.zeros(7, dtype=int), scores, weights=np.array([1.0, 0.0]), names=("rule", "again"))
+    asked, told = NoisyVerifier(appeal="again"), NoisyVerifier(false_negative=0.5)
+    np.testing.assert_array_equal(asked.before(scored).reward, told.before(scored).reward)
+    assert asked.metrics(scored) == {"noisy_verifier/false_negative": 0.5}
+    forward = NoisyVerifier(mode="forward", appeal="again")
+    got = forward(np.zeros(7), forward.before(scored))
+    np.testing.assert_array_equal(got, [0.5, -0.5, -0.5, 0.5, -0.5, 0.0, -0.5])
+    with pytest.raises(ValueError, match="give one of the two"):
+        NoisyVerifier(false_negative=0.1, appeal="again")

@@ -142,7 +142,7 @@ def test_advantages_of_single_rewards_see_what_then_made() -> None:
     scores = rewards.score(samples(a=[0, 5, 1, 9], b=[0, 1, 0, 1]))
     values, _ = rewards.composed(scores, GROUP)
     scored = Scored(
-        rewards.total(scores, GROUP), GROUP, values, scores.values, weights=np.array([1.0, 1.0]), names=("a", "b")
+        rewards.total(scores, GROUP), GROUP, values, np.array([1.0, 1.0]), names=("a", "b"), scores=scores.values
     )
     assert scored.column("a").tolist() == [0.0, 5.0, 1.0, 9.0]
     got = Objective(build("advantage", {"name": "dr"}), combine="advantages").advantages(scored)
@@ -153,7 +153,7 @@ def test_a_constraint_keeps_the_order_of_those_who_keep_it() -> None:
     failed = np.array([[False, False]] * 3 + [[False, True]])
     scores = np.array([[1.0, 0.9], [3.0, 0.1], [2.0, 0.8], [9.0, NAN]])
     scored = Scored(
-        scores[:, 0], np.zeros(4, dtype=int), scores, scores, failed, np.array([1.0, 0.0]), names=("main", "safe")
+        scores[:, 0], np.zeros(4, dtype=int), scores, np.array([1.0, 0.0]), names=("main", "safe"), failed=failed
     )
     constraint = Constraint(by="safe", at_least=0.5, margin=0.5)
     got = constraint.before(scored).reward

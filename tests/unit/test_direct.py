@@ -12,6 +12,7 @@ from test_generative_policy import draws_of, nudge, policy_of
 from mmrl.errors import RunError
 from mmrl.generative.forward.direct import drawn_with_gradient
 from mmrl.generative.train import TrainSpec
+from mmrl.reward import Use
 from mmrl.rewards.colour import Colour, closeness
 from mmrl.rewards.jpeg import JpegCompressibility
 from mmrl.rollout import Prompt, Sample
@@ -120,6 +121,6 @@ def test_a_reward_that_is_not_finite_stops_the_run() -> None:
             return images.sum((1, 2, 3)) * float("nan")
 
     work = DirectWork.__new__(DirectWork)
-    work.stage = type("Stage", (), {"rewards": {"broken": (Broken(colour=RED), 1.0)}})  # type: ignore[assignment]
+    work.stage = type("Stage", (), {"rewards": {"broken": Use(Broken(colour=RED))}})  # type: ignore[assignment]
     with pytest.raises(RunError, match="reward 'broken' is nan for a picture of 'a cat'"):
         work._rewards(torch.rand(1, 3, 2, 2), ["a cat"], Meter())

@@ -14,7 +14,7 @@ from mmrl.data.puzzles.puzzle import PuzzleMaker
 from mmrl.data.puzzles.source import PuzzlePrompts
 from mmrl.distributed import Group
 from mmrl.evaluate import chance, evaluate, evaluation_draws, picture_of
-from mmrl.reward import Reward, RewardSet
+from mmrl.reward import Reward, RewardSet, Use
 from mmrl.rollout import Draw, Prompt, Sample
 from mmrl.trainer import Trainer
 
@@ -94,7 +94,7 @@ def test_guesses_are_no_group_to_be_compared(group: Group) -> None:
     class Best(Equal):
         scope = "groupwise"
 
-    pairs = {"exact": (Equal(), 1.0), "best": (Best(), 1.0)}
+    pairs = {"exact": Use(Equal()), "best": Use(Best())}
     run: Any = SimpleNamespace(
         config=SimpleNamespace(evaluation=SimpleNamespace(by=())), chances={}, group=group,
         _held_out=lambda: PROMPTS[:3], _rewards=lambda stage: pairs,

@@ -17,7 +17,7 @@ from mmrl.errors import UserError
 
 
 class RunFolder:
-    """`config.yaml provenance.json metrics.jsonl samples/ kept/ checkpoints/ summary.json report.html` below `path`."""
+    """`config.yaml provenance.json rewards.json metrics.jsonl samples/ kept/ checkpoints/ summary.json report.html` below `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,6 +29,10 @@ class RunFolder:
     @property
     def provenance(self) -> Path:
         return self.path / "provenance.json"
+
+    @property
+    def rewards(self) -> Path:
+        return self.path / "rewards.json"
 
     @property
     def metrics(self) -> Path:

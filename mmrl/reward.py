@@ -90,6 +90,10 @@ class Reward(Component):
         """Load weights and the like, once, before the first `score`."""
         return None
 
+    def elsewhere(self) -> str:
+        """What tells the model that scores from others where it does not run here (a hash that its server gave); known after `setup`."""
+        return ""
+
     def at_once(self) -> int:
         """Groups that `score` may be asked about at a time, by threads; of rewards that are not pointwise."""
         return 1

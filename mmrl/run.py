@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -13,9 +14,11 @@ from mmrl.config.dump import differences, dump
 from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.folder import RunFolder, claim_next, newest, open_run
+from mmrl.fingerprint import fingerprint
+from mmrl.folder import RunFolder, claim_next, newest, open_run, write_json
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
+from mmrl.reward import Use
 from mmrl.tracking import Tracking
 from mmrl.trainer import Interrupted, Trainer, restore_weights
 
@@ -70,6 +73,7 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
             )
         try:
             set_up_rewards(resolved, group.device)
+            record_rewards(resolved, folder, group, resume)
             resolved.policy.load(group.device)
             trainer = Trainer(resolved, resolved.policy, folder, group, tracking)
             if resume:
@@ -91,11 +95,40 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
 
 def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
     """Let every reward of the run load what it needs, once."""
-    named = [stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedDraws)]
-    if resolved.evaluation is not None:
-        named.append(resolved.evaluation.rewards)
-    for reward in {id(use.reward): use.reward for group in named for use in group.values()}.values():
+    named = _rewards(resolved).values()
+    for reward in {id(use.reward): use.reward for uses in named for use in uses.values()}.values():
         reward.setup(device)
+
+
+def record_rewards(resolved: Resolved, folder: RunFolder, group: Group, resume: bool) -> None:
+    """Write which models score to rewards.json; collective. Raises RunError where a run that goes on would get others."""
+    problem: RunError | None = None
+    if group.main:
+        found = {
+            f"{place}.{name}": {"class": f"{type(use.reward).__module__}:{type(use.reward).__qualname__}",
+                                "revision": use.reward.revision, "licence": use.reward.licence, "sha256": fingerprint(use.reward)}
+            for place, uses in _rewards(resolved).items() for name, use in uses.items()
+        }  # fmt: skip
+        before = json.loads(folder.rewards.read_text(encoding="utf-8")) if resume and folder.rewards.is_file() else {}
+        other = [key for key, own in found.items() if key in before and before[key]["sha256"] != own["sha256"]]
+        if other:
+            problem = RunError(
+                f"{', '.join(other)}: the code, the options or the weights are not those the run began with (see {folder.rewards}), so "
+                "its scores would not compare; start another run, or delete that file to go on all the same"
+            )
+        else:
+            write_json(folder.rewards, found)
+    group.raise_together(problem)
+
+
+def _rewards(resolved: Resolved) -> dict[str, dict[str, Use]]:
+    """The rewards by the place where the config names them."""
+    found = {
+        f"stages.{stage.name}.rewards": stage.rewards for stage in resolved.stages if isinstance(stage, ResolvedDraws)
+    }
+    if resolved.evaluation is not None:
+        found["evaluation.rewards"] = resolved.evaluation.rewards
+    return found
 
 
 def _agree_on_folder(resolved: Resolved, resume: bool, group: Group) -> Path:

@@ -78,6 +78,9 @@ class ServedReward(Reward):
         """`requests`, `retries`, and the seconds from the first try to the right answer as `latency_p50`, `latency_p95`."""
         return self._meter.take("requests", "retries")
 
+    def elsewhere(self) -> str:
+        return "" if self._info is None else self._info.model.sha256
+
     def inputs(self) -> tuple[Need, ...]:
         known: Any = () if self._info is None else self._info.needs
         return known

@@ -24,7 +24,7 @@ from mmrl.rewards.remote.contract import (
     ScoreRequest,
     ScoreResponse,
 )
-from mmrl.rewards.remote.fingerprint import fingerprint, preprocessing
+from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.remote.media import Limits, Refused, Room, unpack
 from mmrl.rollout import FAILED, OK, Sample
 

@@ -1,4 +1,4 @@
-"""What a server says of the model behind a reward: hashes of what scores, and of what prepares its inputs."""
+"""Which model is behind a reward: hashes of what scores, and of what prepares its inputs."""
 
 from __future__ import annotations
 
@@ -60,9 +60,13 @@ def _facts(reward: Reward) -> list[str]:
     kind = type(reward)
     options = reward.model_dump(mode="json", fallback=lambda value: f"{value.__module__}.{value.__qualname__}")
     code = [kind, *(value for _, value in reward if inspect.isfunction(value))]
-    return [f"{kind.__module__}.{kind.__qualname__}", reward.revision, json.dumps(options, sort_keys=True)] + [
-        hashlib.sha256(_source(one)).hexdigest() for one in code
+    named = [
+        f"{kind.__module__}.{kind.__qualname__}",
+        reward.revision,
+        reward.elsewhere(),
+        json.dumps(options, sort_keys=True),
     ]
+    return named + [hashlib.sha256(_source(one)).hexdigest() for one in code]
 
 
 def _source(code: Any) -> bytes:

@@ -1,0 +1,90 @@
+"""A run says which models scored, and does not go on with others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import PrivateAttr
+
+from mmrl.components import build
+from mmrl.config.resolve import load
+from mmrl.distributed import Group
+from mmrl.errors import RunError
+from mmrl.fingerprint import fingerprint
+from mmrl.folder import RunFolder
+from mmrl.reward import Reward
+from mmrl.run import record_rewards, set_up_rewards
+
+CONFIG = """
+policy: {name: tiny_sd3}
+stages:
+  rl:
+    kind: rl
+    steps: 1
+    prompts_per_step: 2
+    group_size: 2
+    optimizer: {lr: 1.0e-3}
+    prompts: {name: shapes}
+    rewards: {own: {name: "own.py:own"}, dense: {name: shapes}}
+    rollout: {num_steps: 4}
+    objective: {advantage: {name: group, scale: group}}
+evaluation: {prompts: {name: shapes}, rewards: {strict: {name: shapes, mode: strict}}}
+"""
+
+
+def resolved(folder: Path, value: float) -> Any:
+    folder.mkdir(exist_ok=True)
+    (folder / "own.py").write_text(f"def own(samples):\n    return [{value} for _ in samples]\n")
+    (folder / "run.yaml").write_text(CONFIG)
+    found = load(str(folder / "run.yaml"), read_data=False)
+    set_up_rewards(found, torch.device("cpu"))
+    return found
+
+
+def test_a_run_names_its_rewards_and_is_not_resumed_with_others(tmp_path: Path) -> None:
+    folder, group = RunFolder(tmp_path / "run"), Group("cpu")
+    folder.path.mkdir()
+    first, same, other = (resolved(tmp_path / name, value) for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)))
+    record_rewards(first, folder, group, resume=False)
+    found = json.loads(folder.rewards.read_text())
+    assert list(found) == ["stages.rl.rewards.own", "stages.rl.rewards.dense", "evaluation.rewards.strict"]
+    assert found["stages.rl.rewards.dense"]["class"] == "mmrl.data.shapes.reward:ShapeReward"
+    assert all(len(one["sha256"]) == 64 for one in found.values())
+    record_rewards(first, folder, group, resume=True)
+    with pytest.raises(
+        RunError, match=r"^stages\.rl\.rewards\.own: the code, the options or the weights are not those"
+    ):
+        record_rewards(other, folder, group, resume=True)
+    assert json.loads(folder.rewards.read_text()) == found
+    record_rewards(other, folder, group, resume=False)
+    assert json.loads(folder.rewards.read_text()) != found
+    assert fingerprint(first.stages[0].rewards["dense"].reward) == fingerprint(same.stages[0].rewards["dense"].reward)
+
+
+class Weighs(Reward):
+    _layer: Any = PrivateAttr(None)
+    _elsewhere: str = PrivateAttr("")
+
+    def elsewhere(self) -> str:
+        return self._elsewhere
+
+    def score(self, samples: Any) -> list[float]:
+        return [0.0 for _ in samples]
+
+
+def test_weights_options_and_a_model_elsewhere_are_part_of_a_fingerprint() -> None:
+    reward = Weighs()
+    reward._layer = torch.nn.Linear(2, 1)
+    before = fingerprint(reward)
+    assert fingerprint(reward) == before
+    with torch.no_grad():
+        reward._layer.weight += 1e-3
+    changed = fingerprint(reward)
+    reward._elsewhere = "abc"
+    assert len({before, changed, fingerprint(reward)}) == 3
+    options = [build("reward", {"name": "shapes", "mode": mode}) for mode in ("dense", "strict")]
+    assert fingerprint(options[0]) != fingerprint(options[1])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.reward import Reward, RewardSet
 from mmrl.rewards.remote.contract import (
     PROTOCOL,
@@ -24,7 +25,6 @@ from mmrl.rewards.remote.contract import (
     ScoreRequest,
     ScoreResponse,
 )
-from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.remote.media import Limits, Refused, Room, unpack
 from mmrl.rollout import FAILED, OK, Sample
 

@@ -14,10 +14,10 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
+from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.reward import Reward
 from mmrl.rewards.function import FunctionReward
 from mmrl.rewards.remote.contract import ScoreRequest
-from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.remote.media import Limits
 from mmrl.rewards.remote.service import Answers, Service, ServiceError
 from mmrl.rollout import Sample

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from mmrl.reward import Reward
@@ -58,7 +59,7 @@ def preprocessing(reward: Reward) -> str:
 
 def _facts(reward: Reward) -> list[str]:
     kind = type(reward)
-    options = reward.model_dump(mode="json", fallback=lambda value: f"{value.__module__}.{value.__qualname__}")
+    options = {name: _plain(getattr(reward, name)) for name in type(reward).model_fields}
     code = [kind, *(value for _, value in reward if inspect.isfunction(value))]
     named = [
         f"{kind.__module__}.{kind.__qualname__}",
@@ -67,6 +68,24 @@ def _facts(reward: Reward) -> list[str]:
         json.dumps(options, sort_keys=True),
     ]
     return named + [hashlib.sha256(_source(one)).hexdigest() for one in code]
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON, the same in every process."""
+    if isinstance(value, BaseModel):
+        return {"class": type(value).__qualname__} | {
+            name: _plain(getattr(value, name)) for name in type(value).model_fields
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(one) for one in value), key=repr)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _source(code: Any) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 
+from mmrl import parts
 from mmrl.components import Component
 from mmrl.compose.transform import Seen, Transform
 from mmrl.errors import UserError
@@ -97,6 +98,14 @@ class Reward(Component):
     def at_once(self) -> int:
         """Groups that `score` may be asked about at a time, by threads; of rewards that are not pointwise."""
         return 1
+
+    def stop(self) -> None:
+        """Give up what `score` is waiting for; called from another thread when a run ends early."""
+        return None
+
+    def stop(self) -> None:
+        """Give up what `score` is waiting for; called from another thread when a run ends early."""
+        return None
 
     def stats(self) -> dict[str, float]:
         """Numbers about the work since the last call, for the log (retries, latencies ...)."""
@@ -212,7 +221,15 @@ class RewardSet:
             rows = [
                 row for row, sample in enumerate(samples) if use.asks(sample.prompt) and not lacking(reward, sample)
             ]
-            for row, outcome in _outcomes(name, reward, samples, rows, where, group):
+            asked = [samples[row] for row in rows]
+            earlier = parts.taken(asked)
+            outcomes = _outcomes(name, reward, samples, rows, where, group)
+            left = parts.taken(asked)
+            parts.restore(asked, earlier)
+            for row, outcome in outcomes:
+                if outcome is not None and not isinstance(outcome, str):
+                    wrong = parts.file(samples[row], name, left[id(samples[row])])
+                    outcome = outcome if wrong is None else f"reward '{name}' left {wrong}{where[row]}"
                 if isinstance(outcome, str):
                     status[row, column] = FAILED
                     messages.append(outcome)

@@ -102,23 +102,29 @@ def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
 
 def record_rewards(resolved: Resolved, folder: RunFolder, group: Group, resume: bool) -> None:
     """Write which models score to rewards.json; collective. Raises RunError where a run that goes on would get others."""
-    problem: RunError | None = None
+    problem: Exception | None = None
     if group.main:
-        found = {
-            f"{place}.{name}": {"class": f"{type(use.reward).__module__}:{type(use.reward).__qualname__}",
-                                "revision": use.reward.revision, "licence": use.reward.licence, "sha256": fingerprint(use.reward)}
-            for place, uses in _rewards(resolved).items() for name, use in uses.items()
-        }  # fmt: skip
-        before = json.loads(folder.rewards.read_text(encoding="utf-8")) if resume and folder.rewards.is_file() else {}
-        other = [key for key, own in found.items() if key in before and before[key]["sha256"] != own["sha256"]]
-        if other:
-            problem = RunError(
-                f"{', '.join(other)}: the code, the options or the weights are not those the run began with (see {folder.rewards}), so "
-                "its scores would not compare; start another run, or delete that file to go on all the same"
-            )
-        else:
-            write_json(folder.rewards, found)
+        try:
+            _record(resolved, folder, resume)
+        except Exception as error:  # raised again on every rank, so that no rank waits for ever
+            problem = error
     group.raise_together(problem)
+
+
+def _record(resolved: Resolved, folder: RunFolder, resume: bool) -> None:
+    found = {
+        f"{place}.{name}": {"class": f"{type(use.reward).__module__}:{type(use.reward).__qualname__}",
+                            "revision": use.reward.revision, "licence": use.reward.licence, "sha256": fingerprint(use.reward)}
+        for place, uses in _rewards(resolved).items() for name, use in uses.items()
+    }  # fmt: skip
+    before = json.loads(folder.rewards.read_text(encoding="utf-8")) if resume and folder.rewards.is_file() else {}
+    other = [key for key, own in found.items() if key in before and before[key]["sha256"] != own["sha256"]]
+    if other:
+        raise RunError(
+            f"{', '.join(other)}: the code, the options or the weights are not those the run began with (see {folder.rewards}), so "
+            "its scores would not compare; start another run, or delete that file to go on all the same"
+        )
+    write_json(folder.rewards, found)
 
 
 def _rewards(resolved: Resolved) -> dict[str, dict[str, Use]]:

@@ -117,7 +117,9 @@ class RLWork:
         self.sampler = GroupSampler(prompts, section.prompts_per_step, section.group_size, seed, stage.name, checklist)
         self.draws = iter(self.sampler)
         self.rewards = RewardSet(stage.rewards)
-        self.scorer = Scorer(self.rewards.score, beside=section.rollout_parts > 1)
+        self.scorer = Scorer(
+            self.rewards.score, beside=section.rollout_parts > 1, device=getattr(group, "device", None)
+        )
         if self.rewards.reads_groups and section.prompts_per_step // section.rollout_parts < group.world:
             raise RunError(
                 f"stage {stage.name}: a reward compares the samples of a group, so every process needs a whole one, but there are "
@@ -153,7 +155,13 @@ class RLWork:
         if hasattr(self.policy, "publish"):
             with meter.time("rollout"):
                 publish(self.policy, f"{self._token()}-{step + 1}", self.group)
-        rounds, scored, table, total = self._rounds(steps, step, meter)
+        try:
+            rounds, scored, table, total = self._rounds(steps, step, meter)
+        except BaseException:  # what is being scored beside would keep the process alive
+            self.scorer.give_up()
+            for reward in self.rewards.rewards:
+                reward.stop()
+            raise
         advantage, opposed = objective.advantages(scored), objective.opposed(scored)
         if self.kept is not None and section.keep_samples is not None and kept.due(section.keep_samples, step):
             with meter.time("keep"):

@@ -96,7 +96,10 @@ class ChecklistGate(Shaping):
             raise UserError(
                 f"checklist_gate reads an accuracy between 0 and 1, got {off[0]:g}; name the reward to read (accuracy: NAME)"
             )
-        if asked.size and np.isnan(asked).all():
+        tried = asked.size and not (
+            self.accuracy is not None and scored.broke_down(self.accuracy)[scored.parent >= 0].any()
+        )
+        if tried and np.isnan(asked).all():
             raise UserError(
                 f"checklist_gate reads reward '{self.accuracy}', which scores none of the answers to sub-questions; name one that does"
             )

@@ -31,6 +31,8 @@ class Transform(Component):
 
     remembers: ClassVar[bool] = False
     """It has a state that a checkpoint must keep."""
+    scales: ClassVar[bool] = False
+    """The size of its scores is what it is about, so that they must not be standardised by themselves afterwards."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -40,6 +42,10 @@ class Transform(Component):
     @abstractmethod
     def __call__(self, values: Floats, seen: Seen) -> Floats:
         """The changed scores."""
+
+    def check_weight(self, weight: float) -> None:
+        """Raises ValueError for a weight of the reward with which it would do the opposite of what it is for."""
+        return None
 
     def remember(self, values: Floats, seen: Seen) -> None:
         """Take in the scores of a step, as they came to this transform."""

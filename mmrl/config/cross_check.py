@@ -140,14 +140,22 @@ def _check_direct(stage: ResolvedDirect, policy: Any, config: Config, build: Bui
         )
 
 
-def _unknown_reads(stage: ResolvedRL, build: Builder) -> bool:
-    """Report transforms that read a reward which the stage does not have."""
+def _wrong_transforms(stage: ResolvedRL, build: Builder) -> bool:
+    """Report transforms that read a reward which the stage does not have, or that do not fit its weight or the objective."""
     before = len(build.problems)
     for name, use in stage.rewards.items():
         for place, transform in enumerate(use.then):
+            here = ("stages", stage.name, "rewards", name, "then", place)
+            build.check(here, transform.check_weight, use.weight)
+            if transform.scales and stage.objective.combine != "rewards":
+                build.problem(
+                    here,
+                    f"its size is what it is about, and combine: {stage.objective.combine} lets the advantage rule see this reward by "
+                    "itself; use combine: rewards",
+                )
             for other in (other for other in transform.reads if other not in stage.rewards):
                 build.problem(
-                    ("stages", stage.name, "rewards", name, "then", place),
+                    here,
                     f"reads a reward '{other}', which this stage does not have (it has: {', '.join(stage.rewards)})",
                 )
     return len(build.problems) > before
@@ -194,7 +202,7 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
             (*path, "curriculum", "refill"),
             "a refill judges whole groups, and fan_out compares the samples of one step with each other; leave one out",
         )
-    if not _unknown_reads(stage, build):
+    if not _wrong_transforms(stage, build):
         build.check((*path, "rewards"), lambda: RewardSet(stage.rewards).check_trained())
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
     if hasattr(stage.plan, "check_group"):

@@ -97,7 +97,7 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
             build.rewards(config.evaluation.rewards, ("evaluation", "rewards")),
         )
         why = "an evaluation reports scores as they are, and failures as a count"
-        _refuse(("then", "on_failure"), config.evaluation.rewards, ("evaluation", "rewards"), why, build)
+        _refuse(("weight", "then", "on_failure"), config.evaluation.rewards, ("evaluation", "rewards"), why, build)
     for stage in stages:
         if policy is not None and stage.complete:
             check_stage(stage, policy, config, build)

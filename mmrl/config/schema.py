@@ -208,7 +208,7 @@ class ObjectiveSection(Section):
 class FailureSection(Section):
     """When reward failures stop a run."""
 
-    share: float = Field(default=0.05, ge=0, le=1)
+    share: float = Field(default=0.01, ge=0, le=1)
     window: PositiveInt = 50
     """Steps over which the share is counted."""
 

@@ -63,16 +63,17 @@ def sub_questions(prompt: Prompt) -> list[Prompt]:
 
 
 def check_checklists(prompts: Sequence[Prompt], look_at: int = 1000) -> list[Prompt]:
-    """The sub-questions of the first prompt that has any. Raises UserError where no prompt has one, and for a checklist among the first
-    `look_at` prompts that cannot be read."""
-    own = next((found for prompt in prompts if (found := sub_questions(replace(prompt, media=())))), [])
+    """The sub-questions of the first `look_at` prompts, without media, or of the first prompt that has any where these have none. Raises
+    UserError where no prompt has one, and for a checklist among these that cannot be read."""
+    bare = (replace(prompt, media=()) for prompt in prompts)
+    own = [question for prompt in prompts[:look_at] for question in sub_questions(replace(prompt, media=()))]
+    if not own:
+        own = next((found for prompt in bare if (found := sub_questions(prompt))), [])
     if not own:
         raise UserError(
             f"none of the {len(prompts)} prompts has sub-questions (meta.checklist: a list of {{question: ..., answer: ...}}), which "
             "curriculum.checklist asks"
         )
-    for prompt in prompts[:look_at]:
-        sub_questions(replace(prompt, media=()))
     return own
 
 

@@ -130,6 +130,19 @@ def test_a_multiplier_grows_while_its_constraint_is_broken_and_shrinks_to_0() ->
     assert multiplier == 0.0
 
 
+def test_an_upper_bound_is_the_lower_bound_of_the_negated_score() -> None:
+    low = build("transform", {"name": "lagrange", "at_least": -0.2, "rate": 0.5, "start": 0.1})
+    high = build("transform", {"name": "lagrange", "at_most": 0.2, "rate": 0.5, "start": 0.1})
+    seen = Seen(np.zeros(2, dtype=int), {})
+    for values in ([0.5, 0.9], [0.1, 0.3], [0.0, 0.0]):
+        x = np.array(values)
+        np.testing.assert_allclose(-high(x, seen), low(-x, seen))
+        high.remember(x, seen)
+        low.remember(-x, seen)
+        assert high.multiplier == pytest.approx(low.multiplier)
+    assert high.multiplier > 0.1
+
+
 @settings(max_examples=80, deadline=None)
 @given(values=SCORES, data=st.data())
 def test_whoever_breaks_a_constraint_comes_last(values: list[float], data: Any) -> None:

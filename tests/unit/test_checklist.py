@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -464,3 +464,29 @@ def test_surrogates_of_whole_groups_are_refused(tmp_path: Path) -> None:
     assert (
         "surrogate dgpo needs groups that divide into updates and processes, and the number of sub-questions" in found
     )
+
+
+def test_an_accuracy_that_failed_on_all_answers_is_unknown_and_no_mistake() -> None:
+    """The failure budget decides about failures; the gate then knows nothing of the prompt."""
+    parent = np.array([-1, -1, 0, 0])
+    values = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, np.nan], [0.0, np.nan]])
+    failed = np.array([[False, False]] * 2 + [[False, True]] * 2)
+    scored = Scored(
+        values[:, 0], np.array([0, 0, 1, 1]), values, np.array([1.0, 0.0]), names=("form", "right"), parent=parent,
+        failed=failed, scores=values,
+    )  # fmt: skip
+    gate = ChecklistGate(accuracy="right")
+    np.testing.assert_array_equal(gate(np.array([1.0, -1.0, 0.0, 0.0]), scored), [1.0, -1.0, 0.0, 0.0])
+    assert gate.metrics(scored)["checklist/unknown"] == 1.0
+    with pytest.raises(UserError, match="scores none of the answers"):
+        gate(np.zeros(4), replace(scored, failed=np.zeros((4, 2), dtype=bool)))
+
+
+def test_the_sub_questions_of_all_prompts_are_looked_at() -> None:
+    prompts = [
+        Prompt(str(number), "?", meta={"checklist": [{"question": "how many?", "answer": "1", "type": kind}]})
+        for number, kind in enumerate(("count", "colour"))
+    ]
+    assert [prompt.meta["type"] for prompt in check_checklists(prompts)] == ["count", "colour"]
+    plain = [Prompt(f"plain {number}", "?") for number in range(3)]
+    assert [prompt.id for prompt in check_checklists([*plain, *prompts], look_at=2)] == ["0/checklist/0"]

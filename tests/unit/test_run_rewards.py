@@ -76,6 +76,10 @@ class Weighs(Reward):
         return [0.0 for _ in samples]
 
 
+class Texts(Weighs):
+    words: set[str]
+
+
 def test_weights_options_and_a_model_elsewhere_are_part_of_a_fingerprint() -> None:
     reward = Weighs()
     reward._layer = torch.nn.Linear(2, 1)
@@ -86,5 +90,7 @@ def test_weights_options_and_a_model_elsewhere_are_part_of_a_fingerprint() -> No
     changed = fingerprint(reward)
     reward._elsewhere = "abc"
     assert len({before, changed, fingerprint(reward)}) == 3
+    texts = Texts(words={"b", "a", "c"}), Texts(words={"c", "b", "a"})
+    assert fingerprint(texts[0]) == fingerprint(texts[1]) != fingerprint(Texts(words={"a"}))
     options = [build("reward", {"name": "shapes", "mode": mode}) for mode in ("dense", "strict")]
     assert fingerprint(options[0]) != fingerprint(options[1])

@@ -29,6 +29,51 @@ def test_parts_hold_whole_groups_in_order() -> None:
     assert [draw for part in parts for draw in part] == draws
     assert [[draw.group for draw in part[::2]] for part in parts] == [[3, 1], [2, 0, 7]]
     assert len(in_parts(draws, 9)) == 5 and in_parts(draws, 1) == [draws]
+    asked = [Draw(Prompt(f"{g}/checklist/0", ""), 5 + g, m, 0, 0, parent=g) for g in (0, 1) for m in range(2)]
+    first, second = in_parts([*draws, *asked], 2)
+    assert [draw.group for draw in first] == [3, 3, 1, 1, 6, 6] and [draw.group for draw in second] == [
+        2,
+        2,
+        0,
+        0,
+        5,
+        5,
+        7,
+        7,
+    ]
+
+
+def test_a_step_that_ends_early_gives_up_what_waits() -> None:
+    """Parts that wait are not begun, and rewards are told to stop."""
+    began, told = threading.Event(), threading.Event()
+
+    class Waits(Ones):
+        calls: ClassVar[int] = 0
+
+        def score(self, samples: Sequence[Sample]) -> list[float]:
+            Waits.calls += 1
+            began.set()
+            assert told.wait(60)
+            return super().score(samples)
+
+        def stop(self) -> None:
+            told.set()
+
+    class Breaks(ToyPolicy):
+        def rollout(self, draws: Sequence[Draw], plan: Any, steps: Any) -> Any:
+            if any(draw.group == 2 for draw in draws):
+                assert began.wait(60)
+                raise KeyboardInterrupt
+            return super().rollout(draws, plan, steps)
+
+    policy, own = Breaks(), stage(Objective(DrAdvantage()), rollout_parts=4)
+    own.rewards = {"ones": Use(Waits())}  # type: ignore[arg-type]
+    doing = work(policy, own)
+    with pytest.raises(KeyboardInterrupt):
+        list(doing.updates(0, Meter()))
+    assert doing.scorer.pool is not None
+    doing.scorer.pool.shutdown()
+    assert told.is_set() and Waits.calls == 1
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])

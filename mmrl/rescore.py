@@ -99,7 +99,8 @@ class Rescorer:
             rows = np.flatnonzero((kept.place == place).all(1))
             samples = [kept.samples[row] for row in rows]
             for sample in samples:
-                sample.meta.pop("graded", None)
+                for left in ("graded", "components"):
+                    sample.meta.pop(left, None)
             part = self.rewards.score(samples, kept.group[rows].tolist())
             values[rows], status[rows] = part.values, part.status
             messages += part.messages

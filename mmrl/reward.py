@@ -23,10 +23,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mmrl import parts
 from mmrl.components import Component
 from mmrl.compose.transform import Seen, Transform
 from mmrl.errors import UserError
+from mmrl.parts import file_parts, restore_parts, take_parts
 from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Prompt, Sample, Scores
 
 Scope = Literal["pointwise", "groupwise", "pairwise"]
@@ -98,10 +98,6 @@ class Reward(Component):
     def at_once(self) -> int:
         """Groups that `score` may be asked about at a time, by threads; of rewards that are not pointwise."""
         return 1
-
-    def stop(self) -> None:
-        """Give up what `score` is waiting for; called from another thread when a run ends early."""
-        return None
 
     def stop(self) -> None:
         """Give up what `score` is waiting for; called from another thread when a run ends early."""
@@ -222,14 +218,14 @@ class RewardSet:
                 row for row, sample in enumerate(samples) if use.asks(sample.prompt) and not lacking(reward, sample)
             ]
             asked = [samples[row] for row in rows]
-            earlier = parts.taken(asked)
+            earlier = take_parts(asked)
             outcomes = _outcomes(name, reward, samples, rows, where, group)
-            left = parts.taken(asked)
-            parts.restore(asked, earlier)
+            left = take_parts(asked)
+            restore_parts(asked, earlier)
             for row, outcome in outcomes:
-                if outcome is not None and not isinstance(outcome, str):
-                    wrong = parts.file(samples[row], name, left[id(samples[row])])
-                    outcome = outcome if wrong is None else f"reward '{name}' left {wrong}{where[row]}"
+                number = outcome is not None and not isinstance(outcome, str)
+                wrong = file_parts(samples[row], name, left[id(samples[row])] if number else None)
+                outcome = outcome if wrong is None else f"reward '{name}' left {wrong}{where[row]}"
                 if isinstance(outcome, str):
                     status[row, column] = FAILED
                     messages.append(outcome)

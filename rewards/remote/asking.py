@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,11 +47,14 @@ def ask(
     patience: Patience,
     check: Callable[[ScoreRequest, ScoreResponse], None],
     meter: Meter,
+    stop: threading.Event,
 ) -> ScoreResponse:
     """The answer to a request, by the same request id however often it is asked. `check` raises Broken for a wrong answer.
 
-    Raises Broken when trying again makes no sense, or the deadline is over.
+    Raises Broken when trying again makes no sense, the deadline is over, or `stop` is set.
     """
+    if stop.is_set():
+        raise Broken("given up before it was asked", passing=False)
     body = content(request, packed, multipart)
     began = time.monotonic()
     tries = 0
@@ -68,7 +72,7 @@ def ask(
             if time.monotonic() + wait >= began + patience.deadline:
                 raise Broken(f"{error} (after {tries} tries)") from error
             meter.add("retries")
-            if connections.stop.wait(wait):
+            if stop.wait(wait):
                 raise Broken(f"{error} (given up after {tries} tries)") from error
 
 

@@ -6,10 +6,13 @@ tried again with the same request id, which the server answers once; what then i
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -22,7 +25,7 @@ from mmrl.rewards.remote.asking import Broken, Patience, ask, said
 from mmrl.rewards.remote.connection import RETRIED, Connections, base_url, bearer, is_here
 from mmrl.rewards.remote.contract import PROTOCOL, Info, Result, RewardInfo, ScoreRequest, ScoreResponse
 from mmrl.rewards.remote.meter import Meter
-from mmrl.rewards.remote.pack import Packed, pack
+from mmrl.rewards.remote.pack import HEADING, Packed, pack
 from mmrl.rollout import Sample
 
 
@@ -51,6 +54,7 @@ class ServedReward(Reward):
 
     _info: RewardInfo | None = PrivateAttr(default=None)
     _most: int = PrivateAttr(default=1)
+    _most_bytes: int = PrivateAttr(default=0)
     _connections: Any = PrivateAttr(default=None)
     _meter: Meter = PrivateAttr(default_factory=Meter)
 
@@ -104,26 +108,34 @@ class ServedReward(Reward):
         fitting = "remote" if found.scope == "pointwise" else "remote_group"
         if (self.scope == "pointwise") != (found.scope == "pointwise"):
             raise UserError(f"reward '{self.reward}' of {self.url} is {found.scope}; ask for it by name: {fitting}")
-        self._info, self._most = found, info.max_batch
+        self._info, self._most, self._most_bytes = found, info.max_batch, info.max_bytes
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """One number, None or `Failed` per sample. May be called from several threads, and in a forked process."""
         connections: Connections = self._connections
-        jobs = [connections.pool.submit(self._part, part) for part in self.parts(samples)]
-        try:
-            return [value for job in jobs for value in job.result()]
-        except BaseException:  # Ctrl-C: the threads must not go on asking until the deadline
-            connections.stop.set()
-            for job in jobs:
-                job.cancel()
-            raise
+        with connections.waiting.begin() as stop:
+            jobs = [connections.pool.submit(partial(self._part, stop=stop), part) for part in self.parts(samples)]
+            try:
+                return [value for job in jobs for value in job.result()]
+            except (KeyboardInterrupt, SystemExit):  # the threads must not go on asking until the deadline
+                stop.set()
+                raise
+            finally:
+                for job in jobs:
+                    job.cancel()
+
+    def stop(self) -> None:
+        """Nothing is asked again by the calls of `score` that wait now, and those that begin before the last of them has ended."""
+        if self._connections is not None:
+            self._connections.stop.set()
 
     @abstractmethod
     def parts(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
         """The samples of each request."""
 
-    def _part(self, samples: Sequence[Sample]) -> list[Any]:
-        """What a request says of its samples. One that cannot be sent has failed; with it the group, which would not be whole."""
+    def _part(self, samples: Sequence[Sample], stop: threading.Event) -> list[Any]:
+        """What the server says of the samples, in one request or, where they are too many bytes, in several. One that cannot be sent
+        has failed; with it the group, which would not be whole."""
         groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(one.prompt.id for one in samples))}
         packed: list[Packed] = []
         values: dict[str, Any] = {}
@@ -133,14 +145,59 @@ class ServedReward(Reward):
                 packed.append(pack(sample, str(row), group, self.encoding == "multipart"))
             except (UserError, ValueError) as error:
                 values[str(row)] = Failed(f"cannot be sent: {error}")
+            except Exception as error:
+                values[str(row)] = Failed(f"cannot be sent: {type(error).__name__}: {error}")
         if values and self.scope != "pointwise":
             first = next(iter(values.values()))
             return [Failed(f"a sample of its group {first.reason}")] * len(samples)
-        if packed:
-            values |= self._asked(packed, samples)
+        for some in self._fitting(packed):
+            values |= self._asked(some, samples, stop)
         return [values[str(row)] for row in range(len(samples))]
 
-    def _asked(self, packed: Sequence[Packed], samples: Sequence[Sample]) -> dict[str, Any]:
+    def _fitting(self, packed: Sequence[Packed]) -> Iterator[Sequence[Packed]]:
+        """Runs of samples that are no more bytes together than the server takes; a group stays whole, and so does a sample."""
+        room = self._most_bytes - self._envelope()
+        some: list[Packed] = []
+        for one in packed:
+            if some and self.scope == "pointwise" and sum(other.size for other in some) + one.size > room:
+                yield some
+                some = []
+            some.append(one)
+        if some:
+            yield some
+
+    def _envelope(self) -> int:
+        """Bytes, at most, of a request without its samples."""
+        empty = {"protocol": PROTOCOL, "request_id": uuid.uuid4().hex, "reward": self.reward, "samples": []}
+        return len(json.dumps(empty)) + (2 * HEADING if self.encoding == "multipart" else 0)
+
+    def _too_large(self, packed: Sequence[Packed]) -> str | None:
+        """What to do about a request of more bytes than the server takes; None where it is not."""
+        size = self._envelope() + sum(one.size for one in packed)
+        if size <= self._most_bytes:
+            return None
+        whole = "" if len(packed) == 1 else "; a group is not cut"
+        smaller = " or use encoding: multipart (a quarter smaller)" if self.encoding == "json" else ""
+        what = f"{len(packed)} sample{'s' if len(packed) > 1 else ''}"
+        return (
+            f"a request of {what} is up to {size} bytes, and {self.url} takes {self._most_bytes}{whole}; "
+            f"raise serve.max_bytes there to {size}{smaller}"
+        )
+
+    def _asked(self, packed: Sequence[Packed], samples: Sequence[Sample], stop: threading.Event) -> dict[str, Any]:
+        """What one request says of its samples; whatever goes wrong is a failure of them all."""
+        too_large = self._too_large(packed)
+        if too_large is not None:
+            return {one.sample.id: Failed(too_large) for one in packed}
+        try:
+            answer = self._answer(packed, stop)
+            return {result.id: self._value(result, samples[int(result.id)]) for result in answer.results}
+        except Broken as error:
+            return {one.sample.id: Failed(f"{self.url}: {error}") for one in packed}
+        except Exception as error:
+            return {one.sample.id: Failed(f"{self.url}: {type(error).__name__}: {error}") for one in packed}
+
+    def _answer(self, packed: Sequence[Packed], stop: threading.Event) -> ScoreResponse:
         self._meter.add("requests")
         request = ScoreRequest(
             protocol=PROTOCOL,
@@ -150,22 +207,20 @@ class ServedReward(Reward):
         )
         patience = Patience(self.connect_timeout, self.read_timeout, self.deadline, self.backoff)
         multipart = self.encoding == "multipart"
-        try:
-            answer = ask(self._connections, self.url, request, packed, multipart, patience, self._check, self._meter)
-        except Broken as error:
-            return {one.sample.id: Failed(f"{self.url}: {error}") for one in packed}
-        return {result.id: self._value(result, samples[int(result.id)]) for result in answer.results}
+        return ask(self._connections, self.url, request, packed, multipart, patience, self._check, self._meter, stop)
 
     def _value(self, result: Result, sample: Sample) -> Any:
+        if result.detail is not None and (result.detail.answered or result.detail.answer is not None):
+            sample.meta["answer"] = result.detail.answer  # None: looked for, not found
         if result.error is not None:
             return Failed(f"the server says: {result.error.message}")
-        if result.detail is not None and result.detail.answer is not None:
-            sample.meta["answer"] = result.detail.answer
         if result.score is None:
             return None
         low, high = self.limits()
         if (low is not None and result.score < low - 1e-6) or (high is not None and result.score > high + 1e-6):
             return Failed(f"{self.url}: score {result.score:g} is outside {low} to {high}, the range that it declares")
+        if result.components:
+            sample.meta["components"] = dict(result.components)
         how = None if result.detail is None else result.detail.how
         return result.score if how is None else Graded(result.score, how)
 

@@ -6,8 +6,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,27 @@ IDLE = 3.0
 """Seconds after which an idle connection is not used again; servers close theirs after 5 or more."""
 
 
+class Waiting:
+    """Who waits for answers, and the event that tells them all to give up."""
+
+    def __init__(self) -> None:
+        self.event, self.waiting, self.guard = threading.Event(), 0, threading.Lock()
+
+    @contextmanager
+    def begin(self) -> Iterator[threading.Event]:
+        """The event for as long as somebody waits; a new one where the last was set and nobody waits any more."""
+        with self.guard:
+            if not self.waiting and self.event.is_set():
+                self.event = threading.Event()
+            self.waiting += 1
+            event = self.event
+        try:
+            yield event
+        finally:
+            with self.guard:
+                self.waiting -= 1
+
+
 class Connections:
     """An httpx client and a pool of `concurrency` threads, made when they are first used, and again after a fork: a child that
     shared its parent's connections would read the parent's answers, and its threads are not there."""
@@ -28,7 +50,7 @@ class Connections:
         self.httpx = httpx()
         self.concurrency, self.name, self.options = concurrency, name, options
         self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self.made: tuple[int, Any, ThreadPoolExecutor, threading.Event] | None = None
+        self.made: tuple[int, Any, ThreadPoolExecutor, Waiting] | None = None
         self.guard: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
 
     @property
@@ -43,10 +65,15 @@ class Connections:
 
     @property
     def stop(self) -> threading.Event:
-        """Set when nobody waits for answers any more: nothing is then asked again."""
+        """Set when nobody waits for answers any more: nothing is then asked again, until somebody begins anew (`waiting`)."""
+        return self._own()[3].event
+
+    @property
+    def waiting(self) -> Waiting:
+        """Who waits, in this process."""
         return self._own()[3]
 
-    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, threading.Event]:
+    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, Waiting]:
         if self.guard[0] != os.getpid():  # the lock may have been held by a thread of the parent
             self.guard = (os.getpid(), threading.Lock())
         with self.guard[1]:
@@ -59,7 +86,7 @@ class Connections:
                     **self.options,
                 )
                 pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
-                self.made = (os.getpid(), client, pool, threading.Event())
+                self.made = (os.getpid(), client, pool, Waiting())
             return self.made
 
 

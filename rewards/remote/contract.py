@@ -83,18 +83,21 @@ class Problem(Answer):
 
 
 class Detail(Answer):
-    """`how`: the word that says how a score came about (`mmrl.reward.Graded`); `answer`: what was read as the answer of the sample."""
+    """`how`: the word that says how a score came about (`mmrl.reward.Graded`); `answer`: what was read as the answer of the sample;
+    `answered`: an answer was looked for, and where `answer` is None none was found."""
 
     how: str | None = None
     answer: str | int | float | bool | None = None
+    answered: bool = False
 
 
 class Result(Answer):
-    """`ok` has a score, `skipped` (the reward does not apply) has none, `error` says why."""
+    """`ok` has a score, `skipped` (the reward does not apply) has none, `error` says why. `components`: named parts of the score."""
 
     id: Id
     status: Literal["ok", "skipped", "error"]
     score: float | None = None
+    components: dict[str, float] = Field(default_factory=dict)
     detail: Detail | None = None
     error: Problem | None = None
 

@@ -23,6 +23,8 @@ from mmrl.rollout import Prompt, Sample
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 TENSORS = "application/vnd.safetensors"
 MP4 = "video/mp4"
+LEFT = ("graded", "components")
+"""What rewards leave in `Sample.meta`; of a request it is not taken over."""
 
 
 class Refused(ValueError):
@@ -67,7 +69,8 @@ def unpack(message: RequestSample, parts: Mapping[str, bytes], limits: Limits, r
     """The sample of a message. Raises Refused for a medium that the limits do not allow or that is not what it says."""
     room = Room(limits.max_decoded) if room is None else room
     found: dict[str, list[np.ndarray]] = {"output": [], "source": [], "reference": []}
-    prompt_meta, meta = dict(message.meta), dict(message.output_meta)
+    prompt_meta = dict(message.meta)
+    meta = {key: value for key, value in message.output_meta.items() if key not in LEFT}
     for number, medium in enumerate(message.media, start=1):
         try:
             contents = _contents(medium, parts, limits)

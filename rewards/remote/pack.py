@@ -21,23 +21,29 @@ from mmrl.rewards.remote.media import MP4, TENSORS, png
 from mmrl.rollout import Sample
 from mmrl.video import open_video
 
-OWN = ("fps", "latents", "graded", "answer")
+OWN = ("fps", "latents", "graded", "components", "answer")
 """Facts about an output that travel with its media, or belong to other rewards."""
 REFERENCES = "reference_media"
 """The entry of `Prompt.meta` with pictures and videos that an output is compared with."""
 
 
+HEADING = 256
+"""Bytes, at most, that a part of a multipart body takes beside its contents and twice its name."""
+
+
 @dataclass
 class Packed:
-    """A sample as a message, and the parts that go beside the JSON in a multipart body (name -> (mime, bytes))."""
+    """A sample as a message, and the parts that go beside the JSON in a multipart body (name -> (mime, bytes)); `size`: the bytes
+    that it adds to a body, at most."""
 
     sample: RequestSample
     parts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    size: int = 0
 
 
 def pack(sample: Sample, id: str, group: int, multipart: bool) -> Packed:
-    """A sample as a message. Raises ValueError or UserError for what is no picture or video, and for a target that JSON cannot
-    hold; facts of `meta` that it cannot hold stay here."""
+    """A sample as a message. Raises ValueError or UserError for what is no picture or video, for a target that JSON cannot hold, and
+    for text that UTF-8 cannot; facts of `meta` that JSON cannot hold stay here."""
     media: list[Media] = []
     parts: dict[str, tuple[str, bytes]] = {}
 
@@ -66,22 +72,45 @@ def pack(sample: Sample, id: str, group: int, multipart: bool) -> Packed:
         raise ValueError(
             f"the target of prompt '{prompt.id}' is nothing that JSON can hold: {repr(prompt.target)[:80]}"
         )
+    said: dict[str, Any] = {
+        "prompt": prompt.text,
+        "prompt_id": prompt.id,
+        "response": sample.text,
+        "reference": prompt.target,
+        "meta": {key: value for key, value in prompt.meta.items() if key != REFERENCES and _is_plain(value)},
+        "output_meta": {key: value for key, value in sample.meta.items() if key not in OWN and _is_plain(value)},
+    }
+    _check_text(said)
     try:
-        message = RequestSample(
-            id=id,
-            group=group,
-            prompt=prompt.text,
-            prompt_id=prompt.id,
-            response=sample.text,
-            reference=prompt.target,
-            meta={key: value for key, value in prompt.meta.items() if key != REFERENCES and _is_plain(value)},
-            output_meta={key: value for key, value in sample.meta.items() if key not in OWN and _is_plain(value)},
-            media=tuple(media),
-        )
+        message = RequestSample(id=id, group=group, media=tuple(media), **said)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"prompt '{prompt.id}' does not fit a request: {first['loc']}: {first['msg']}") from error
-    return Packed(message, parts)
+    return Packed(message, parts, _size(message, parts))
+
+
+def _check_text(said: Mapping[str, Any]) -> None:
+    """Raises ValueError for text that UTF-8 cannot hold: a half of a surrogate pair, as a cut escape leaves it."""
+    for name, value in said.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            found = ascii(error.object[error.start : error.start + 1])
+            raise ValueError(
+                f"{name} of prompt {said['prompt_id']!a} holds {found}, a lone surrogate that UTF-8 cannot hold; clean the data"
+            ) from error
+
+
+def _size(message: RequestSample, parts: Mapping[str, tuple[str, bytes]]) -> int:
+    """Bytes of a message in a body, without serialising its media a second time; of base64 every character is one byte."""
+    light = message.model_copy(
+        update={
+            "media": tuple(one if one.data is None else one.model_copy(update={"data": ""}) for one in message.media)
+        }
+    )
+    text = len(light.model_dump_json(exclude_defaults=True).encode()) + 1
+    inside = sum(len(one.data or "") for one in message.media)
+    return text + inside + sum(HEADING + 2 * len(name) + len(contents) for name, (_, contents) in parts.items())
 
 
 def _medium(item: Any) -> tuple[str, str, bytes, float | None]:

@@ -177,12 +177,13 @@ class Service:
             id, status = request.samples[row].id, scores.status[row, 0]
             if status == OK:
                 score = float(scores.values[row, 0])
-                results.append(Result(id=id, status="ok", score=score, detail=_detail(name, sample)))
+                parts = sample.meta.get("components", {}).get(name, {})
+                results.append(Result(id=id, status="ok", score=score, components=parts, detail=_detail(name, sample)))
             elif status == FAILED:
                 problem = Problem(code="failed", message=next(messages, "no reason given"))
-                results.append(Result(id=id, status="error", error=problem))
+                results.append(Result(id=id, status="error", error=problem, detail=_detail(name, sample)))
             else:
-                results.append(Result(id=id, status="skipped"))
+                results.append(Result(id=id, status="skipped", detail=_detail(name, sample)))
         return ScoreResponse(
             protocol=PROTOCOL,
             request_id=request.request_id,
@@ -202,7 +203,9 @@ def _check_groups(samples: Sequence[RequestSample]) -> None:
 
 
 def _detail(name: str, sample: Sample) -> Detail | None:
-    """How the score came about and what was read as the answer, where the reward says so."""
+    """How the score came about and what was read as the answer (None: none was found), where the reward says so."""
     how, answer = sample.meta.get("graded", {}).get(name), sample.meta.get("answer")
-    answer = answer if isinstance(answer, str | int | float | bool) else None
-    return None if how is None and answer is None else Detail(how=how, answer=answer)
+    answered = "answer" in sample.meta and (answer is None or isinstance(answer, str | int | float | bool))
+    if how is None and not answered:
+        return None
+    return Detail(how=how, answer=answer if answered else None, answered=answered)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,11 @@ from pydantic import ValidationError
 from mmrl.errors import UserError
 from mmrl.reward import Failed, Graded, RewardSet
 from mmrl.rewards.remote import asking
-from mmrl.rewards.remote.client import RemoteReward
+from mmrl.rewards.remote.client import RemoteGroupReward, RemoteReward
 from mmrl.rewards.remote.connection import LONGEST_PAUSE, asked_to_wait, base_url, bearer, pause
 from mmrl.rewards.remote.contract import Result, ScoreRequest, ScoreResponse
 from mmrl.rewards.remote.meter import Meter
+from mmrl.rewards.remote.pack import pack
 from mmrl.rollout import OK, Prompt, Sample
 
 MODEL = {"name": "it", "revision": "1", "sha256": "0"}
@@ -34,8 +36,9 @@ class Stub:
     """A server whose answers come from a function of the request: a dictionary, a `(status, headers)`, bytes, or a function that
     writes to the connection."""
 
-    def __init__(self, answer: Answer, **facts: Any) -> None:
+    def __init__(self, answer: Answer, max_bytes: int = 1000, max_batch: int = 4, **facts: Any) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,14 +48,16 @@ class Stub:
                 info = {
                     "protocol": "mmrl-reward/1",
                     "rewards": {"it": FACTS | facts},
-                    "max_batch": 4,
-                    "max_bytes": 1000,
+                    "max_batch": max_batch,
+                    "max_bytes": max_bytes,
                     "new": 1,
                 }
                 self.say(200, json.dumps(info).encode(), {})
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                length = int(self.headers["Content-Length"])
+                outer.lengths.append(length)
+                body = json.loads(self.rfile.read(length))
                 outer.bodies.append(body)
                 found = answer(body)
                 if callable(found):
@@ -88,10 +93,10 @@ Serve = Callable[..., tuple[Stub, RemoteReward]]
 def serve() -> Iterator[Serve]:
     made: list[Stub] = []
 
-    def start(answer: Answer, facts: dict[str, Any] | None = None, **options: Any) -> tuple[Stub, RemoteReward]:
+    def start(answer: Answer, facts: dict[str, Any] | None = None, kind: Any = RemoteReward, **options: Any) -> Any:
         made.append(Stub(answer, **(facts or {})))
         url = f"http://127.0.0.1:{made[-1].server.server_port}"
-        reward = RemoteReward(url=url, reward="it", **({"backoff": 0.01, "deadline": 5.0} | options))
+        reward = kind(url=url, reward="it", **({"backoff": 0.01, "deadline": 5.0} | options))
         reward.setup(CPU)
         return made[-1], reward
 
@@ -257,6 +262,184 @@ def test_nobody_goes_on_asking_after_an_interruption(serve: Serve) -> None:
     with pytest.raises(KeyboardInterrupt):
         reward.score(texts(1))
     assert "given up" in jobs[0].result(timeout=30)[0].reason
+
+
+def test_the_score_after_an_interruption_asks_again_as_before(serve: Serve) -> None:
+    stub, reward = serve(lambda body: right(body) if len(stub.bodies) % 3 == 0 else (503, {}))
+    pool = reward._connections.pool
+    submit = pool.submit
+
+    class Job:
+        def result(self) -> Any:
+            raise KeyboardInterrupt
+
+        def cancel(self) -> None:
+            pass
+
+    pool.submit = lambda *given: Job()
+    with pytest.raises(KeyboardInterrupt):
+        reward.score(texts(1))
+    assert reward._connections.stop.is_set()
+    pool.submit = submit
+    assert reward.score(texts(1)) == [0.5] and reward.retries == 2 and not reward._connections.stop.is_set()
+
+
+def test_a_run_that_ends_early_stops_what_waits_and_no_later_score(serve: Serve) -> None:
+    asked, well = threading.Event(), threading.Event()
+
+    def busy(body: dict[str, Any]) -> Any:
+        asked.set()
+        return right(body) if well.is_set() else (503, {})
+
+    stub, reward = serve(busy, deadline=3000.0, backoff=1000.0, concurrency=1, batch_size=1)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(reward.score(texts(2))), daemon=True)
+    thread.start()
+    assert asked.wait(30)
+    reward.stop()
+    thread.join(30)
+    assert not thread.is_alive() and "given up after 1 tries" in found[0].reason
+    assert "given up before it was asked" in found[1].reason and len(stub.bodies) == 1
+    well.set()
+    assert reward.score(texts(1)) == [0.5]
+
+
+def test_a_score_that_begins_while_others_are_stopped_is_stopped_as_well(serve: Serve) -> None:
+    _, reward = serve(right)
+    with reward._connections.waiting.begin() as stop:
+        reward.stop()
+        assert stop.is_set() and "before it was asked" in reward.score(texts(1))[0].reason
+    assert reward.score(texts(1)) == [0.5] and stop.is_set()  # those that were stopped stay so
+    RemoteReward(reward="it").stop()  # nothing is asked before setup
+
+
+HALF = "bad \ud83d"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Sample(Prompt("q", "x", target=HALF), "y"),
+        Sample(Prompt("q", "x", target={"a": [HALF]}), "y"),
+        Sample(Prompt("q", "x", meta={"a": HALF}), "y"),
+        Sample(Prompt("q", "x", meta={HALF: 1}), "y"),
+        Sample(Prompt("q", HALF), "y"),
+        Sample(Prompt(HALF, "x"), "y"),
+        Sample(Prompt("q", "x"), HALF),
+        Sample(Prompt("q", "x"), "y", meta={"a": HALF}),
+    ],
+)
+def test_half_a_surrogate_pair_is_a_failure_of_its_sample_alone(serve: Serve, bad: Sample) -> None:
+    stub, reward = serve(lambda body: right(body) if len(stub.bodies) > 2 else (503, {}))
+    good = texts(2)
+    found = reward.score([good[0], bad, good[1]])
+    assert found[0] == found[2] == 0.5 and reward.retries == 2  # retries go on
+    assert isinstance(found[1], Failed) and "\\ud83d" in found[1].reason and "UTF-8" in found[1].reason
+    assert found[1].reason.encode()  # it can be written to a log
+    assert [len(body["samples"]) for body in stub.bodies] == [2, 2, 2]
+
+
+def test_whatever_goes_wrong_in_a_request_is_a_failure_of_its_samples_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reward = serve(right, batch_size=2)
+    content = asking.content
+
+    def broken(request: ScoreRequest, *rest: Any) -> Any:
+        if request.samples[0].prompt_id == "p2":
+            raise RuntimeError("something else")
+        return content(request, *rest)
+
+    monkeypatch.setattr(asking, "content", broken)
+    found = reward.score(texts(5))
+    assert [found[0], found[1], found[4]] == [0.5] * 3 and not reward._connections.stop.is_set()
+    assert all(isinstance(one, Failed) and "RuntimeError: something else" in one.reason for one in found[2:4])
+
+
+def test_requests_are_no_more_bytes_than_the_server_takes(serve: Serve) -> None:
+    stub, reward = serve(right, {"max_bytes": 3000, "max_batch": 64}, batch_size=32)
+    lengths = [10, 900, 900, 900, 2500, 10, 1400, 1400, 0, 0, 2000]
+    given = [Sample(Prompt(f"p{i}", "x"), "é" * (length // 2)) for i, length in enumerate(lengths)]
+    assert reward.score(given) == [0.5] * len(given)
+    assert max(stub.lengths) <= 3000 and 4 <= len(stub.bodies) <= 6
+    assert [one["prompt_id"] for body in stub.bodies for one in body["samples"]] == [f"p{i}" for i in range(11)]
+
+
+@pytest.mark.parametrize("multipart", [False, True])
+def test_the_size_of_a_request_is_known_before_it_is_made(multipart: bool) -> None:
+    rng = np.random.default_rng(0)
+    given = [
+        Sample(Prompt(f"p{i}", 'x "é" \n', target={"a": [i]}), "y", images=(rng.integers(0, 255, (40, 30, 3), np.uint8),) * (1 + i),
+               video=np.zeros((3, 8, 8, 3), np.uint8), meta={"fps": 4.0})
+        for i in range(3)
+    ]  # fmt: skip
+    reward = RemoteReward(reward="it", encoding="multipart" if multipart else "json")
+    packed = [pack(one, str(i), i, multipart) for i, one in enumerate(given)]
+    request = ScoreRequest(
+        protocol="mmrl-reward/1", request_id="0" * 32, reward="it", samples=tuple(one.sample for one in packed)
+    )
+    made = httpx.Request("POST", "http://x/", **asking.content(request, packed, multipart))
+    size, bound = len(made.read()), reward._envelope() + sum(one.size for one in packed)
+    assert size <= bound <= size + (3000 if multipart else 10)
+
+
+def test_what_is_too_large_alone_is_said_and_not_sent(serve: Serve) -> None:
+    stub, reward = serve(right, batch_size=3)
+    given = [*texts(1), Sample(Prompt("big", "x"), "y" * 2000), *texts(1)]
+    found = reward.score(given)
+    assert found[0] == found[2] == 0.5 and len(stub.bodies) == 2
+    for said in ("1 sample is up to 21", "takes 1000", "serve.max_bytes there to 21", "encoding: multipart"):
+        assert said in found[1].reason
+    reason = RewardSet({"it": (reward, 1.0)}).score(given).messages[0]
+    assert "multipart (a quarter smaller)" in reason  # the line is not cut before what to do
+
+
+def test_a_group_that_is_too_large_is_said_and_not_sent(serve: Serve) -> None:
+    stub, reward = serve(right, {"scope": "groupwise"}, kind=RemoteGroupReward)
+    group = [Sample(Prompt("p", "x"), "y" * 400) for _ in range(3)]
+    found = reward.score(group)
+    assert not stub.bodies and len(found) == 3 and len({one.reason for one in found}) == 1
+    assert "3 samples is up to 1" in found[0].reason and "a group is not cut" in found[0].reason
+    assert reward.score(group[:1]) == [0.5]
+
+
+def test_an_answer_that_was_looked_for_and_not_found_is_told(serve: Serve) -> None:
+    details = [{"answered": True}, {"answer": "7"}, {"how": "a word"}, {"answered": True, "answer": 0}]
+
+    def telling(body: dict[str, Any]) -> dict[str, Any]:
+        found = right(body)
+        for result, detail in zip(found["results"], details, strict=True):
+            result["detail"] = detail
+        return found
+
+    _, reward = serve(telling)
+    given = texts(4)
+    reward.score(given)
+    assert [one.meta.get("answer", "no key") for one in given] == [None, "7", "no key", 0]
+
+
+def test_parts_of_a_score_are_set_back(serve: Serve) -> None:
+    def telling(body: dict[str, Any]) -> dict[str, Any]:
+        found = right(body)
+        found["results"][0]["components"] = {"vq": 1.5, "ta": -2}
+        return found
+
+    _, reward = serve(telling)
+    given = texts(2)
+    given[0].meta["components"] = {"other": {"a": 1.0}}
+    RewardSet({"mine": (reward, 1.0)}).score(given)
+    assert given[0].meta["components"] == {"other": {"a": 1.0}, "mine": {"vq": 1.5, "ta": -2.0}}
+    assert "components" not in given[1].meta
+
+
+def test_parts_that_are_not_finite_are_no_answer(serve: Serve) -> None:
+    def telling(body: dict[str, Any]) -> bytes:
+        found = right(body)
+        found["results"][0]["components"] = {"vq": float("nan")}
+        return json.dumps(found).encode()
+
+    _, reward = serve(telling, backoff=1000.0)
+    assert "not mmrl-reward/1" in reward.score(texts(1))[0].reason
 
 
 def test_tokens_that_no_header_can_hold_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,3 +167,52 @@ def test_the_processors_of_transformers_say_the_same_in_every_process(tmp_path: 
     assert None not in told and told[0] == told[1] != told[2] and told[3] == told[4] != told[5]
     assert " at 0x" not in "".join(str(one) for one in told)
     assert _settings(nn.Linear(1, 1)) is None and _settings(object()) is None
+
+
+class Telling(Reward):
+    """Scores 1 and leaves on a sample what the prompt's target says."""
+
+    def score(self, samples: Sequence[Sample]) -> list[Any]:
+        for sample in samples:
+            sample.meta.update(sample.prompt.target["leave"])
+        return [sample.prompt.target.get("score") for sample in samples]
+
+
+def told(*targets: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+    samples = [{"id": str(k), "prompt": "x", "reference": target} | more for k, target in enumerate(targets)]
+    answer = service(Telling()).score(request("r", samples=samples), {}, "d")
+    found: list[dict[str, Any]] = json.loads(answer)["results"]
+    return found
+
+
+def test_an_answer_that_was_not_found_is_told_whatever_the_status() -> None:
+    found = told(
+        {"leave": {"answer": None}, "score": 1.0},
+        {"leave": {"answer": None}},
+        {"leave": {"answer": "7"}, "score": float("1e400")},
+        {"leave": {}, "score": 1.0},
+        {"leave": {"answer": ["a"]}, "score": 1.0},
+        {"leave": {"answer": 0}, "score": 1.0},
+    )
+    assert [one["status"] for one in found] == ["ok", "skipped", "error", "ok", "ok", "ok"]
+    details = [one.get("detail") for one in found]
+    assert details[:3] == [{"answered": True}, {"answered": True}, {"answered": True, "answer": "7"}]
+    assert details[3:] == [None, None, {"answered": True, "answer": 0}]
+
+
+def test_parts_of_a_score_are_told() -> None:
+    found = told(
+        {"leave": {"components": {"a": 1, "b": 0.25}}, "score": 1.0},
+        {"leave": {}, "score": 1.0},
+        {"leave": {"components": {"a": 1.0}}},
+        {"leave": {"components": {"a": "x"}}, "score": 1.0},
+    )
+    assert [one.get("components") for one in found] == [{"a": 1.0, "b": 0.25}, None, None, None]
+    assert [one["status"] for one in found] == ["ok", "ok", "skipped", "error"]
+    assert "meta['components']" in found[3]["error"]["message"]
+
+
+def test_what_rewards_leave_is_not_taken_from_a_request() -> None:
+    for sent in ({"components": 5}, {"components": {"it": {"a": 1.0}}, "graded": {"it": "a word"}}):
+        (found,) = told({"leave": {}, "score": 1.0}, output_meta=sent)
+        assert found == {"id": "0", "status": "ok", "score": 1.0}

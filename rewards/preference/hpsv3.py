@@ -51,7 +51,8 @@ class HpsV3(Headed):
         return two_outputs(width)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """None for a sample without what is scored (pictures, or a video)."""
+        """None for a sample without what is scored (pictures, or a video). Leaves as a part of the score `log_sigma`, the second output:
+        the logarithm of the standard deviation that training gave the score (averaged as the score is)."""
         owners: list[int] = []
         rows: list[Row] = []
         for number, sample in enumerate(samples):
@@ -61,10 +62,13 @@ class HpsV3(Headed):
                 rows.append(self._row(rgb(picture), prompt))
         if not rows:
             return [None] * len(samples)
-        values = self._model.head(self.hidden(rows)[:, 0])[:, 0].cpu().tolist()
+        values, spreads = self._model.head(self.hidden(rows)[:, 0]).T.cpu().tolist()
         if self.video == "best":
             kept = best(owners, values, BEST)
-            owners, values = [owners[k] for k in kept], [values[k] for k in kept]
+            owners, values, spreads = ([each[k] for k in kept] for each in (owners, values, spreads))
+        for sample, spread in zip(samples, means(owners, spreads, len(samples)), strict=True):
+            if spread is not None:
+                sample.meta["components"] = {"log_sigma": spread}
         return means(owners, values, len(samples))
 
     def _shown(self, sample: Sample) -> list[np.ndarray]:

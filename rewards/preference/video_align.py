@@ -92,15 +92,19 @@ class VideoAlign(Headed):
         return nn.Linear(width, outputs, bias=False)
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
-        """One number per sample. Raises ValueError for a video of one frame or without `meta["fps"]`."""
+        """One number per sample; the axes that were looked at are left as its parts. Raises ValueError for a video of one frame or
+        without `meta["fps"]`."""
         found: dict[str, Tensor] = {}
         wanted = AXES if self.of == "overall" else (self.of,)
         for grey in (False, True):
-            axes = [axis for axis in wanted if grey == (self.grey and axis == "mq")]
-            if axes:
+            axes = [axis for axis in AXES if grey == (self.grey and axis == "mq")]
+            if not set(axes).isdisjoint(wanted):
                 outputs = self._outputs([self._row(sample, grey) for sample in samples])
-                found |= {axis: outputs[:, AXES.index(axis)] for axis in axes}
-        total = torch.stack([self._normalised(axis, found[axis]) for axis in wanted]).sum(0)
+                found |= {axis: self._normalised(axis, outputs[:, AXES.index(axis)]) for axis in axes}
+        total = torch.stack([found[axis] for axis in wanted]).sum(0)
+        parts = {axis: values.cpu().tolist() for axis, values in found.items()}
+        for row, sample in enumerate(samples):
+            sample.meta["components"] = {axis: values[row] for axis, values in parts.items()}
         return total.cpu().tolist()
 
     def _outputs(self, rows: Sequence[Row]) -> Tensor:

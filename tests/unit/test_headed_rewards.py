@@ -118,6 +118,29 @@ def test_hpsv3_is_the_first_output_at_the_reward_token(hpsv3: Any) -> None:
     assert hashlib.sha256(QUESTION.encode()).hexdigest() in reward.revision
 
 
+def test_hpsv3_leaves_its_second_output(hpsv3: Any) -> None:
+    tiny, folder, head = hpsv3
+    options = {"path": str(folder), "base": tiny.base, "pixels": PIXELS}
+    given = [*drawn(), Sample(asked(0), images=tuple(one.images[0] for one in drawn()[::2])), Sample(asked(0))]
+    scores = RewardSet({"it": (ready(HpsV3, **options), 1.0)}).score(given)
+    assert scores.status[:, 0].tolist() == [OK] * 4 + [SKIPPED]
+    second = []
+    for sample in (*drawn(), Sample(asked(0), images=drawn()[2].images)):
+        (hidden,) = tiny.hidden(QUESTION.replace("{prompt}", sample.prompt.text), [pil(sample.images[0])])
+        second.append(applied(head, hidden)[1])
+    wanted = [*second[:3], (second[0] + second[3]) / 2]
+    found = [one.meta["components"]["it"] for one in given[:4]]
+    assert found == [{"log_sigma": pytest.approx(value, rel=1e-3, abs=1e-4)} for value in wanted]
+    film = clip(0, 8)
+    ready(HpsV3, **options, video="best").score([film])
+    assert film.video is not None
+    frames = [Sample(film.prompt, images=(one,)) for one in film.video]
+    values = ready(HpsV3, **options).score(frames)
+    top = sorted(range(8), key=lambda k: -values[k])[:2]
+    mean = sum(frames[k].meta["components"]["log_sigma"] for k in top) / 2
+    assert film.meta["components"] == {"log_sigma": pytest.approx(mean, rel=1e-4, abs=1e-5)}
+
+
 def test_positions_are_counted_through_unless_asked_otherwise(hpsv3: Any) -> None:
     tiny, folder, head = hpsv3
     sample = drawn()[0]
@@ -182,6 +205,30 @@ def test_video_align_reads_three_axes_of_an_adapted_model(video_align: Any) -> N
             assert found[axis][row] == pytest.approx((plain - mean) / std, rel=1e-3, abs=1e-3)
             total += (plain - mean) / std
         assert found["overall"][row] == pytest.approx(total, rel=1e-3, abs=2e-3)
+
+
+def test_video_align_leaves_the_axes_that_it_looked_at(video_align: Any) -> None:
+    tiny, folder, _, _ = video_align
+    options = {"path": str(folder), "base": tiny.base, "min_pixels": 28 * 28}
+
+    def parts(**more: Any) -> tuple[list[float], list[dict[str, float]]]:
+        given = filmed()
+        scores = RewardSet({"it": (ready(VideoAlign, **options, **more), 1.0)}).score(given)
+        assert (scores.status == OK).all(), scores.messages
+        return scores.values[:, 0].tolist(), [one.meta["components"]["it"] for one in given]
+
+    alone = {of: ready(VideoAlign, **options, of=of).score(filmed()) for of in AXES_SHORT}
+    grey = ready(VideoAlign, **options, of="mq", grey=True).score(filmed())
+    total, found = parts()
+    for row, axes in enumerate(found):
+        assert axes == {of: pytest.approx(alone[of][row], abs=1e-5) for of in AXES_SHORT}
+        assert sum(axes.values()) == pytest.approx(total[row], abs=1e-5)
+    assert [axes.keys() for axes in parts(of="ta")[1]] == [set(AXES_SHORT)] * 3
+    for row, axes in enumerate(parts(grey=True)[1]):
+        assert axes["mq"] == pytest.approx(grey[row], abs=1e-5) and abs(axes["mq"] - alone["mq"][row]) > 1e-4
+        assert axes["vq"] == pytest.approx(alone["vq"][row], abs=1e-5)
+    assert [axes.keys() for axes in parts(grey=True, of="mq")[1]] == [{"mq"}] * 3
+    assert [axes.keys() for axes in parts(grey=True, of="vq")[1]] == [{"vq", "ta"}] * 3
 
 
 def test_the_checkpoints_constants_win(video_align: Any) -> None:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, PrivateAttr
@@ -194,6 +194,11 @@ class DenoisingPolicy(Component):
     def media_role(self) -> str | None:
         """What the media of a prompt are to the model: None (it takes none), "first_frame" or "edit"."""
         return self.adapter_type.media_role
+
+    @property
+    def makes(self) -> Literal["image", "video"]:
+        """What its samples are."""
+        return self.adapter_type.makes
 
     def guides(self, plan: Any) -> bool:
         """Whether a prediction takes a second pass, with the negative prompt."""

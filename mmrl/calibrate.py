@@ -15,8 +15,9 @@ from rich.console import Console
 from mmrl.components import build
 from mmrl.errors import UserError
 from mmrl.image import read_image
+from mmrl.options import unknown_key
 from mmrl.pairwise import PairwiseReward, Verdict
-from mmrl.reward import Failed, Reward, RewardSet
+from mmrl.reward import Failed, Reward, RewardSet, set_up
 from mmrl.rollout import OK, Prompt, Sample
 from mmrl.terminal import show_line
 from mmrl.video import read_clip
@@ -56,6 +57,9 @@ def _pair(line: str, where: str, folder: Path, number: int) -> Pair:
         raise UserError(f"{where}: no JSON ({error}); expected {EXPECTED}") from None
     if not isinstance(record, dict) or not {"prompt", "a", "b", "better"} <= record.keys():
         raise UserError(f"{where}: expected the keys prompt, a, b and better, as in {EXPECTED}")
+    other = sorted(record.keys() - {"prompt", "a", "b", "better", "media", "target"})
+    if other:
+        raise UserError(f"{where}: {unknown_key(other[0], ['prompt', 'a', 'b', 'better', 'media', 'target'])}")
     if record["better"] not in BETTER:
         raise UserError(f"{where}: better is {record['better']!r}; expected one of: {', '.join(BETTER)}")
     media = tuple(str(folder / one) for one in record.get("media", ()))
@@ -86,7 +90,9 @@ def verdicts(reward: Reward, pairs: Sequence[Pair]) -> list[list[Verdict]]:
     found: list[list[Verdict]] = []
     for k in range(len(pairs)):
         if (scores.status[2 * k : 2 * k + 2] != OK).any():
-            found.append([Failed("no score")])
+            own = [message for message in scores.messages if message.count(f"prompt '{pairs[k].a.prompt.id}'")]
+            skipped = "it skipped the sample, which lacks what it needs" if not own else own[0]
+            found.append([Failed(skipped)])
             continue
         a, b = (sign * float(scores.values[2 * k + j, 0]) for j in range(2))
         found.append([0.5 if a == b else float(a > b)])
@@ -131,7 +137,7 @@ def run(name: str, options: Mapping[str, Any], path: Path, console: Console) -> 
     """Show how a reward judges the labelled pairs of `path`. Raises UserError for a file or a reward that cannot be used."""
     pairs = read_pairs(path)
     reward: Reward = build("reward", {**options, "name": name}, Path.cwd())
-    reward.setup(torch.device("cpu"))
+    set_up(reward, f"reward '{name}'", torch.device("cpu"))
     found = verdicts(reward, pairs)
     show_line(console, f"{name} on {len(pairs)} pairs of {path}")
     for key, (value, number) in measured(pairs, found).items():

@@ -74,6 +74,8 @@ def resolve(kind: str, name: str, base: Path | None = None) -> Any:
     """The class or function that `name` means; a relative file path is taken from `base` (the config's folder), then from
     the working directory. Raises UserError with the nearest names."""
     path = table(kind).get(name, name)
+    if path.endswith(".py"):
+        raise UserError(f"{kind} '{name}' is a file; say what in it is meant, as '{path}:Name'")
     if ":" not in path:
         known = names(kind)
         near = difflib.get_close_matches(name, known, n=1)
@@ -100,7 +102,7 @@ def _import(kind: str, name: str, module_name: str) -> ModuleType:
 
 
 def _load_file(file: str, base: Path | None) -> ModuleType:
-    candidates = [folder / file for folder in (base, Path.cwd()) if folder is not None]
+    candidates = list(dict.fromkeys(folder / file for folder in (base, Path.cwd()) if folder is not None))
     path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"no file {file} (looked at {', '.join(str(candidate) for candidate in candidates)})")
@@ -126,6 +128,11 @@ def build(kind: str, spec: Mapping[str, Any], base: Path | None = None) -> Any:
     options = {key: value for key, value in spec.items() if key != "name"}
     found = resolve(kind, str(spec["name"]), base)
     if isinstance(found, type) and issubclass(found, Component):
+        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        if lacking:
+            raise UserError(
+                f"{kind} '{spec['name']}': class {found.__name__} lacks the method {lacking}, which every {kind} has"
+            )
         return found.model_validate(options, context={"base": base})
     wrapper = table(kind).get("function")
     if wrapper is None or not callable(found):

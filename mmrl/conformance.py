@@ -6,6 +6,7 @@ Samples are made up. A check says ok, FAIL, or - where it does not apply.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmrl.components import build
 from mmrl.errors import UserError
 from mmrl.made_up import broken, digest, made_up
 from mmrl.pairwise import PairwiseReward
-from mmrl.reward import Failed, Need, Reward, RewardSet, Scope
+from mmrl.reward import Failed, Need, Reward, RewardSet, Scope, set_up
 from mmrl.rollout import OK, Sample, Scores
 from mmrl.terminal import show_line
 
@@ -53,7 +54,7 @@ def run(
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors())
         raise UserError(f"reward '{reward}': {told}") from None
-    built.setup(torch.device("cpu"))
+    set_up(built, f"reward '{reward}'", torch.device("cpu"))
     fine = True
     for check in checks(built, made_up(size, target, prompt)):
         fine &= check.ok is not False
@@ -177,7 +178,9 @@ def broken_samples(reward: Reward, samples: Sequence[Sample], first: Scores) -> 
     problems = []
     for need, what, sample in broken(samples[row]):
         given = [sample if at == row else one for at, one in enumerate(samples)]
-        found = _score(reward, given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what numpy says of a mean over nothing is not news here
+            found = _score(reward, given)
         unread = need not in reward.inputs() and found.values[row, 0] == first.values[row, 0]
         if found.status[row, 0] == OK and not unread:
             problems.append(f"{what} scores {found.values[row, 0]:.4g}")

@@ -44,7 +44,7 @@ class FailureBudget:
         `messages` may be this process's own.
         """
         self.steps.append((failed, total))
-        self.causes.append(dict(Counter(_cause(message) for message in messages)))
+        self.causes.append(dict(Counter(cause(message) for message in messages)))
         while len(self.steps) > self.window:
             self.steps.popleft()
             self.causes.popleft()
@@ -68,6 +68,6 @@ class FailureBudget:
         self.causes = deque(dict(step) for step in state["causes"])
 
 
-def _cause(message: str) -> str:
+def cause(message: str) -> str:
     """A failure without the sample it happened on, so that equal causes can be counted."""
     return re.sub(r" on sample \d+ of prompt '.*?'(?= \(|;|$)", "", message)

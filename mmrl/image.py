@@ -27,7 +27,7 @@ def read_image(path: Path) -> np.ndarray:
     """The picture in a file as uint8 (H, W, 3). Raises UserError for a file that is missing, broken or no picture."""
     try:
         with Image.open(path) as image:
-            return np.asarray(as_rgb(image))
+            return np.array(as_rgb(image))
     except FileNotFoundError:
         raise UserError(f"no file {path.absolute()}") from None
     except UnidentifiedImageError:

@@ -112,6 +112,17 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
+EXPECTED = {
+    "model_type": "a mapping, {key: value, ...} (a component is written {name: NAME, option: value, ...})",
+    "model_attributes_type": "a mapping, {key: value, ...} (a component is written {name: NAME, option: value, ...})",
+    "dict_type": "a mapping, {key: value, ...}",
+    "tuple_type": "a list, [...]",
+    "list_type": "a list, [...]",
+    "too_short": "one entry or more",
+}
+"""Kinds of errors of pydantic, in the words of a config."""
+
+
 def _text(item: Any) -> str:
     kind, text = item["type"], str(item["msg"])
     if kind == "complaint":
@@ -120,6 +131,9 @@ def _text(item: Any) -> str:
         return "is required and missing"
     if kind == "value_error":
         return text.removeprefix("Value error, ")
+    expected = EXPECTED.get(kind)
+    if expected is not None:
+        return f"got {shown(item['input'])}; expected {expected}"
     if kind == "literal_error":
         near = did_you_mean(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
         text += f"; {near}" if near else ""

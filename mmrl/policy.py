@@ -25,6 +25,7 @@ class Policy(Protocol):
     A policy may also have
     - `exact_log_probs` (bool): false when its rollouts are drawn by other code than `replay` runs, so that both agree but for
       rounding; the trainer then replays the old log-probs, and `replay_tolerance` bounds the mean |ratio - 1| at the start;
+    - `makes`: "text", "image" or "video", what its samples are, so that a reward that needs another is refused;
     - `media_role`: what the media of a prompt are to it: None (it takes none), "first_frame" (one picture) or "edit" (one or
       more pictures); without it, it looks at any pictures and videos;
     - `publish(version, writes)`: called on every rank before each rollout, first and alone on the one that `writes`; what

@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from pydantic import model_validator
 
 from mmrl.components import Component
 from mmrl.compose.transform import Seen, Transform
@@ -75,6 +76,15 @@ class Reward(Component):
     revision: ClassVar[str] = "1"
     licence: ClassVar[str] = "unknown"
 
+    @model_validator(mode="after")
+    def _knows_its_needs(self) -> Reward:
+        unknown = [need for need in self.needs if need not in get_args(Need)]
+        if unknown:
+            raise ValueError(
+                f"class {type(self).__name__} needs {unknown[0]!r}; known needs: {', '.join(get_args(Need))}"
+            )
+        return self
+
     def limits(self) -> tuple[float | None, float | None]:
         """`range`, or a narrower one that follows from the options."""
         return self.range
@@ -115,6 +125,18 @@ class Reward(Component):
     def score(self, samples: Sequence[Sample]) -> Sequence[float | Failed | None]:
         """One number per sample, in order; None skips a sample, `Failed` says why it has none. Whatever is raised makes the
         samples failed: they are then scored one by one, to find those that fail."""
+
+
+def set_up(reward: Reward, name: str, device: torch.device) -> None:
+    """`reward.setup(device)`; raises UserError with one line for whatever it raises."""
+    try:
+        reward.setup(device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be loaded: {_one_line(type(error).__name__, error)}{_line_of(error)}"
+        ) from error
 
 
 def rgb(image: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from mmrl.fingerprint import fingerprint
 from mmrl.folder import RunFolder, claim_next, newest, open_run, write_json
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
-from mmrl.reward import Use
+from mmrl.reward import Use, set_up
 from mmrl.tracking import Tracking
 from mmrl.trainer import Interrupted, Trainer, restore_weights
 
@@ -95,9 +95,13 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
 
 def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
     """Let every reward of the run load what it needs, once."""
-    named = _rewards(resolved).values()
-    for reward in {id(use.reward): use.reward for uses in named for use in uses.values()}.values():
-        reward.setup(device)
+    done: set[int] = set()
+    for place, uses in _rewards(resolved).items():
+        for name, use in uses.items():
+            if id(use.reward) in done:
+                continue
+            done.add(id(use.reward))
+            set_up(use.reward, f"{place}.{name}", device)
 
 
 def record_rewards(resolved: Resolved, folder: RunFolder, group: Group, resume: bool) -> None:

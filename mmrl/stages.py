@@ -29,7 +29,7 @@ from mmrl.distributed import Group, slice_of, slice_of_groups
 from mmrl.engine import UNCORRECTED, compare, correct, publish
 from mmrl.errors import RunError
 from mmrl.evaluate import summarise
-from mmrl.failures import FailureBudget
+from mmrl.failures import FailureBudget, cause
 from mmrl.meter import Meter
 from mmrl.objective.aggregate import Counts
 from mmrl.objective.batch import UnitBatch
@@ -294,7 +294,7 @@ class RLWork:
         extra = {name: value for name, value in part.measured.items() if not is_per_step(name)}
         table = Table.join(self.group.gather(Table.of(scores, part.rollout, extra, first_group)))
         for message in table.messages:
-            self._warn(message)
+            self._warn(message, cause(message))
         return table
 
     def _report(self, table: Table, total: np.ndarray, scored: Scored, meter: Meter) -> None:
@@ -309,8 +309,15 @@ class RLWork:
                     f"{(*own, 'no reason given')[0]}"
                 )
         self.budget.add(failed=int(failed.sum()), total=len(total), messages=list(table.messages))
-        if failed.all() and not self.scored:
-            raise RunError(f"no sample of the first step could be scored: {(*table.messages, 'no reason given')[0]}")
+        if not np.isfinite(total).any() and not self.scored:
+            counts = [
+                f"{name}: {(own == FAILED).sum()} failed, {(own == SKIPPED).sum()} skipped"
+                for name, own in zip(self.rewards.names, status.T, strict=True)
+            ]
+            raise RunError(
+                f"no sample of the first step could be scored ({'; '.join(counts)}): "
+                f"{(*table.messages, 'the rewards do not apply to these samples')[0]}"
+            )
         self.scored = True
         for name, reward in zip(self.rewards.names, self.rewards.rewards, strict=True):
             meter.beside |= {f"reward/{name}/{key}": value for key, value in reward.stats().items()}
@@ -383,10 +390,11 @@ class RLWork:
             self.token = self.group.broadcast(secrets.token_hex(4))
         return self.token
 
-    def _warn(self, message: str) -> None:
-        """Say a thing once, and not more than 20 things."""
-        if message not in self.warned and len(self.warned) < 20:
-            self.warned.add(message)
+    def _warn(self, message: str, about: str = "") -> None:
+        """Say a thing once, or one message `about` a thing, and not more than 20 things."""
+        key = about or message
+        if key not in self.warned and len(self.warned) < 20:
+            self.warned.add(key)
             self.say(message)
 
     def _check_parity(self, part: Round) -> None:

@@ -87,6 +87,8 @@ class VlmPolicy(Component):
 
     # -- before any weight is loaded
 
+    makes: ClassVar[Literal["text"]] = "text"
+
     @property
     def offers(self) -> tuple[str, ...]:
         """Beyond the protocol: replays know the entropy, a draw may be made through its own view, what `measure` gives, and an

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ import torch
 from mmrl.components import names, resolve
 from mmrl.config.builder import Builder
 from mmrl.config.checklists import check_checklist
-from mmrl.config.resolved import ResolvedDirect, ResolvedRL, ResolvedStage
+from mmrl.config.resolved import ResolvedDirect, ResolvedDraws, ResolvedRL, ResolvedStage
 from mmrl.config.schema import Config, PreferenceStage, RLStage
+from mmrl.config.source import Path_
 from mmrl.objective.wants import check_policy
 from mmrl.parity import is_exact
-from mmrl.reward import RewardSet
+from mmrl.reward import RewardSet, Use
 from mmrl.seeding import derive_seed
 
 PARITY_TOLERANCE = 1e-4
@@ -64,6 +66,8 @@ def check_stage(stage: ResolvedStage, policy: Any, config: Config, build: Builde
     """What a stage must fulfil whose parts are all there."""
     section, path = stage.section, ("stages", stage.name)
     build.check((*path, "train"), getattr(policy, "check_train", lambda train: None), stage.train)
+    if isinstance(stage, ResolvedDraws):
+        check_inputs(stage.rewards, (*path, "rewards"), policy, build)
     if isinstance(section, PreferenceStage) and not hasattr(policy, "given"):
         build.problem(
             (*path, "kind"),
@@ -138,6 +142,22 @@ def _check_direct(stage: ResolvedDirect, policy: Any, config: Config, build: Bui
             (*path, "batch_size"),
             f"{section.batch_size} samples per step cannot feed {processes} processes; use {processes}",
         )
+
+
+def check_inputs(rewards: Mapping[str, Use], path: Path_, policy: Any, build: Builder) -> None:
+    """Rewards that need what the samples of the policy never are."""
+    makes = getattr(policy, "makes", None)
+    for name, use in rewards.items():
+        other = (
+            []
+            if use.reward is None
+            else [n for n in use.reward.inputs() if n in ("text", "image", "video") and n != makes]
+        )
+        if makes is not None and other:
+            build.problem(
+                (*path, name),
+                f"needs {other[0]}, and {type(policy).__name__} makes {makes}: it would skip every sample; leave it out",
+            )
 
 
 def _wrong_transforms(stage: ResolvedRL, build: Builder) -> bool:

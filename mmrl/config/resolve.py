@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mmrl.config.builder import Builder
-from mmrl.config.cross_check import check_stage, default_tolerance
+from mmrl.config.cross_check import check_inputs, check_stage, default_tolerance
 from mmrl.config.places import BLOCKS, PLACES, places
 from mmrl.config.resolved import (
     Resolved,
@@ -97,6 +97,8 @@ def resolve(config: Config, source: Source, read_data: bool = True) -> Resolved:
             build.rewards(config.evaluation.rewards, ("evaluation", "rewards")),
         )
         why = "an evaluation reports scores as they are, and failures as a count"
+        if policy is not None:
+            check_inputs(evaluation.rewards, ("evaluation", "rewards"), policy, build)
         _refuse(("weight", "then", "on_failure"), config.evaluation.rewards, ("evaluation", "rewards"), why, build)
     for stage in stages:
         if policy is not None and stage.complete:
@@ -224,8 +226,9 @@ def _targets(prompts: Sequence[Prompt], rewards: Mapping[str, Use]) -> None:
             continue
         own = [prompt for prompt in prompts if use.asks(prompt)]
         if not own:
+            there = {key: sorted({str(prompt.meta.get(key)) for prompt in prompts})[:8] for key in use.where}
             raise UserError(
-                f"reward '{name}' is for prompts where {dict(use.where)}, and none of the {len(prompts)} is one"
+                f"reward '{name}' is for prompts where {dict(use.where)}, and none of the {len(prompts)} is one; there is {there}"
             )
         if "target" in use.reward.inputs() and all(prompt.target is None for prompt in own):
             raise UserError(f"reward '{name}' compares with a target, and none of the {len(own)} prompts has one")

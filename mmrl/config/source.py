@@ -106,10 +106,12 @@ def _find(config: str, folder: Path, where: str) -> Path:
     names = shipped()
     if config in names:
         return names[config]
-    near = difflib.get_close_matches(config, names, n=1)
+    beside = [path.name for path in sorted(folder.glob("*.y*ml"))]
+    near = difflib.get_close_matches(config, [*beside, *names], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise ConfigError(
-        f"{where}: no config '{config}'{hint} (not a file here, and not one of the shipped names: {', '.join(names)})"
+        f"{where}: no config '{config}'{hint} (not a file here, and not one of the {len(names)} shipped names, which "
+        "`mmrl list configs` and `mmrl list methods` show)"
     )
 
 

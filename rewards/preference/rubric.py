@@ -47,7 +47,11 @@ def read_rubric(who: str, given: str | None, path: str, name: str, tokens: Seque
     file = Path(given) if given is not None else (local if local.is_dir() else local.parent) / name
     need = f"a UTF-8 text with {PLACES[0]} where the prompt goes and {', '.join(tokens)} where the reward is read"
     if not file.is_file():
-        where = f"'{file}'" if given is not None or local.exists() else f"a folder `path` with '{name}'"
+        where = (
+            f"'{file}'"
+            if given is not None or local.exists()
+            else f"'{name}' beside it ({path!r} is no folder here; give the file with the option for the rubric)"
+        )
         raise UserError(
             f"{who} needs the rubric that its checkpoint was trained with, {need}; it comes with the checkpoint's own code, "
             f"not with mmrl, and there is no {where}"

@@ -162,7 +162,7 @@ TOLD = [
     ("jigsw", "stages.rl.prompts.mixture.1.kind: unknown puzzle 'jigsw'; did you mean 'jigsaw'?"),
     ("maze", "stages.rl.prompts.mixture.2.weight: got -1; input should be greater than 0"),
     ("maze", "stages.rl.prompts.mixture.2.level: got 'top'; input should be a valid integer, unable to parse string as an "
-             "integer or input should be a valid tuple"),
+             "integer or expected a list, [...]"),
     ("pth", "stages.rl.prompts.pictures.pth: unknown key 'pth'; did you mean 'path'?"),
     ("tran}", "stages.rl.prompts.split.part: got 'tran'; input should be 'all', 'train', "),
     ("group_size", "stages.rl.group_size: got 'four'; input should be a valid integer"),

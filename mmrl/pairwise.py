@@ -11,7 +11,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -22,6 +22,13 @@ from mmrl.seeding import permutation
 
 Verdict = float | Failed | None
 """How likely the first sample is the better one: 1, 0, or 0.5 for a tie; None or Failed: no verdict."""
+
+
+class Known(NamedTuple):
+    """A verdict that is kept, and who gave it."""
+
+    verdict: float
+    who: str
 
 
 class PairwiseReward(Reward):
@@ -44,7 +51,7 @@ class PairwiseReward(Reward):
     cache: str | None = None
     """Folder in which verdicts are kept between runs; in memory they always are."""
 
-    _kept: dict[str, float] = PrivateAttr(default_factory=dict)
+    _kept: dict[str, Known] = PrivateAttr(default_factory=dict)
 
     @abstractmethod
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[Verdict]:
@@ -84,10 +91,19 @@ class PairwiseReward(Reward):
             for row in range(len(samples))
         ]
 
+    def who(self) -> str | None:
+        """Who gives the verdicts, where another may answer for the same options: kept verdicts of another are asked for anew. None:
+        not known before the first verdict of this process."""
+        return ""
+
     def verdicts(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
-        """Kept verdicts, and `compare` for the others."""
+        """Kept verdicts of who answers now, and `compare` for the others."""
         keys = [self._key(first, second) for first, second in pairs]
-        found: list[Verdict] = [self._known(key) for key in keys]
+        kept = [self._known(key) for key in keys]
+        if self.who() is None and any(kept):
+            self._compared([next(pair for pair, one in zip(pairs, kept, strict=True) if one)])
+        who = self.who()
+        found: list[Verdict] = [one.verdict if one and one.who == who else None for one in kept]
         missing = [at for at, value in enumerate(found) if value is None]
         for at, value in zip(missing, self._compared([pairs[at] for at in missing]), strict=True):
             found[at] = value
@@ -117,24 +133,26 @@ class PairwiseReward(Reward):
             digest.update(contents(sample))
         return digest.hexdigest()
 
-    def _known(self, key: str) -> float | None:
+    def _known(self, key: str) -> Known | None:
         if key not in self._kept and self.cache is not None and self._file(key).is_file():
             try:
-                said = checked(json.loads(self._file(key).read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
+                said = json.loads(self._file(key).read_text(encoding="utf-8"))
+                verdict, who = checked(said["verdict"]), str(said["who"])
+            except (ValueError, TypeError, KeyError):
                 return None  # a file that broke off is written anew
-            if isinstance(said, float):
-                self._kept[key] = said
+            if isinstance(verdict, float):
+                self._kept[key] = Known(verdict, who)
         return self._kept.get(key)
 
     def _keep(self, key: str, value: Verdict) -> None:
-        if not isinstance(value, float):
+        who = self.who()
+        if not isinstance(value, float) or who is None:
             return
-        self._kept[key] = value
+        self._kept[key] = Known(value, who)
         if self.cache is not None:
             self._file(key).parent.mkdir(parents=True, exist_ok=True)
             part = self._file(key).with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(value), encoding="utf-8")
+            part.write_text(json.dumps({"verdict": value, "who": who}), encoding="utf-8")
             os.replace(part, self._file(key))  # another process never reads half a file
 
     def _file(self, key: str) -> Path:

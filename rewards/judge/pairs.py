@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from pydantic import PrivateAttr
-
 from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Failed
-from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
+from mmrl.rewards.judge.asking import AskingReward
+from mmrl.rewards.judge.chat import JudgeError, Readable
 from mmrl.rewards.judge.identity import prompt_hash
+from mmrl.rewards.judge.kept import Reply
 from mmrl.rewards.judge.question import GUARD, pair
 from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, winner
 from mmrl.rollout import Sample
@@ -25,7 +24,7 @@ SCHEMA = {
 }
 
 
-class PairJudge(PairwiseReward):
+class PairJudge(AskingReward, PairwiseReward):
     """Win rate by a vision-language judge that sees two candidates at a time.
 
     `form`: `schema` asks for JSON with the winner; `think` reads `<answer>Image 1 is better</answer>` (UnifiedReward-Think), `flex` its JSON
@@ -33,36 +32,29 @@ class PairJudge(PairwiseReward):
     The published prompts of those checkpoints go into `task`.
     """
 
-    deterministic = False
-    endpoint: Endpoint
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
     form: Literal["schema", "think", "flex"] = "schema"
     category_weight: float = 0.5
-
-    _chat: Any = PrivateAttr(default=None)
 
     @property
     def revision(self) -> str:  # type: ignore[override]
         """Of the code, and the hash of everything that the judge is told beside the sample."""
         return f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
 
-    def setup(self, device: torch.device) -> None:
-        """Open the connection. Raises UserError for an endpoint that may not be asked."""
-        self._chat = Chat(self.endpoint)
-
-    def stats(self) -> dict[str, float]:
-        """See `Chat.stats`; nothing before `setup`."""
-        return {} if self._chat is None else self._chat.stats()
+    def who(self) -> str | None:
+        """The judge as its replies name it."""
+        name: str | None = None if self._chat is None else self._chat.identity.name()
+        return name
 
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """One verdict per pair; an answer that cannot be read is asked for once more."""
         options: dict[str, Any] = {"schema": SCHEMA} if self.form == "schema" else {}
         questions = [pair(first, second, self._task, self.endpoint) for first, second in pairs]
-        found = [self._read(reply) for reply in self._chat.ask_all(questions, **options)]
+        readable: list[Readable] = [lambda reply: self._read(reply) is not None] * len(pairs)
+        found = [self._read(reply) for reply in self._chat.ask_all(questions, readable, **options)]
         again = [at for at, value in enumerate(found) if value is None]
-        for at, reply in zip(
-            again, self._chat.ask_all([self._chat.forget(questions[k]) for k in again], **options), strict=True
-        ):
+        anew = [self._chat.forget(questions[at]) for at in again]
+        for at, reply in zip(again, self._chat.ask_all(anew, readable[: len(again)], **options), strict=True):
             found[at] = self._read(reply)
         return found
 

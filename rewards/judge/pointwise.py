@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmrl.reward import Failed, Reward
-from mmrl.rewards.judge.chat import Chat, Endpoint, JudgeError, Reply
+from mmrl.reward import Failed
+from mmrl.rewards.judge.asking import AskingReward
+from mmrl.rewards.judge.chat import JudgeError, Readable
 from mmrl.rewards.judge.identity import prompt_hash
+from mmrl.rewards.judge.kept import Reply
 from mmrl.rewards.judge.question import GUARD, messages
 from mmrl.rewards.judge.verdict import axes, edit_scores, field, final_score, json_object, number, yes_share
 from mmrl.rollout import Sample
@@ -19,15 +20,11 @@ from mmrl.rollout import Sample
 Verdict = float | None
 
 
-class JudgeReward(Reward):
+class JudgeReward(AskingReward):
     """Base: asks once, once more where the answer cannot be read, and then the sample has failed."""
 
-    deterministic = False
-    endpoint: Endpoint
     reference: bool = True
     """Show the judge the prompt's target, if there is one."""
-
-    _chat: Any = PrivateAttr(default=None)
 
     @property
     def revision(self) -> str:  # type: ignore[override]
@@ -35,14 +32,6 @@ class JudgeReward(Reward):
         return (
             f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint'}))}"
         )
-
-    def setup(self, device: torch.device) -> None:
-        """Open the connection. Raises UserError for an endpoint that may not be asked."""
-        self._chat = Chat(self.endpoint)
-
-    def stats(self) -> dict[str, float]:
-        """See `Chat.stats`; nothing before `setup`."""
-        return {} if self._chat is None else self._chat.stats()
 
     @abstractmethod
     def instruction(self, sample: Sample) -> str:
@@ -63,13 +52,18 @@ class JudgeReward(Reward):
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """A number or `Failed` per sample."""
         questions = [self.question(sample) for sample in samples]
-        replies = self._chat.ask_all(questions, **self.asked())
+        readable = [self._reader(sample) for sample in samples]
+        replies = self._chat.ask_all(questions, readable, **self.asked())
         found = [self._read(reply, sample) for reply, sample in zip(replies, samples, strict=True)]
         again = [row for row, value in enumerate(found) if value is None and not isinstance(replies[row], JudgeError)]
-        second = self._chat.ask_all([self._chat.forget(questions[row]) for row in again], **self.asked())
+        anew = [self._chat.forget(questions[row]) for row in again]
+        second = self._chat.ask_all(anew, [readable[row] for row in again], **self.asked())
         for row, reply in zip(again, second, strict=True):
             found[row], replies[row] = self._read(reply, samples[row]), reply
         return [value if value is not None else _failed(reply) for value, reply in zip(found, replies, strict=True)]
+
+    def _reader(self, sample: Sample) -> Readable:
+        return lambda reply: self.verdict(reply, sample) is not None
 
     def _read(self, reply: Reply | JudgeError, sample: Sample) -> Verdict:
         return None if isinstance(reply, JudgeError) else self.verdict(reply, sample)
@@ -135,9 +129,9 @@ class Item(BaseModel):
 
 
 class Rubric(JudgeReward):
-    """The weighted share of a rubric's items that hold: `max(0, sum(w pass)) / sum(positive w)`; a hard item that fails gives 0.
+    """The weighted share of a rubric's items that hold: `max(0, sum(w pass)) / sum(|w|)`; a hard item that fails gives 0.
 
-    The items stand in the config, or in the prompt's `meta.rubric`.
+    So with items of negative weight the best result has less than 1. The items stand in the config, or in the prompt's `meta.rubric`.
     """
 
     range = (0.0, 1.0)
@@ -169,7 +163,7 @@ class Rubric(JudgeReward):
         if any(item.hard and held != (item.weight > 0) for item, held in zip(items, holds, strict=True)):
             return 0.0
         earned = sum(item.weight for item, held in zip(items, holds, strict=True) if held)
-        return max(0.0, earned) / sum(item.weight for item in items if item.weight > 0)
+        return max(0.0, earned) / sum(abs(item.weight) for item in items)
 
 
 class Perception(JudgeReward):

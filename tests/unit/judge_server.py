@@ -10,11 +10,13 @@ from typing import Any
 
 
 class JudgeServer:
-    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code; `says` stands in every completion."""
+    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code; `says` stands in every completion;
+    `models` is what GET /models gives, a status code where there is none."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
         self.answer = answer
         self.says: dict[str, Any] = {}
+        self.models: Any = 404
         self.bodies: list[dict[str, Any]] = []
         outer = self
 
@@ -24,6 +26,13 @@ class JudgeServer:
                 outer.bodies.append(body)
                 found = outer.answer(body)
                 status, content = (found, {}) if isinstance(found, int) else (200, _completion(found) | outer.says)
+                self.reply(status, content)
+
+            def do_GET(self) -> None:
+                assert self.path == "/v1/models"
+                self.reply(*((outer.models, {}) if isinstance(outer.models, int) else (200, outer.models)))
+
+            def reply(self, status: int, content: Any) -> None:
                 data = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))

@@ -52,7 +52,7 @@ def scores(reward: Any, *texts: str) -> Any:
 @pytest.mark.parametrize("key", ["model", "system_fingerprint"])
 def test_a_judge_that_changes_within_a_run_is_a_failure(key: str, serve: Serve) -> None:
     server = serve(lambda body: '{"score": 3}')
-    reward = ready(Judge, server)
+    reward = ready(Judge, server, fingerprint=True)
     server.says = {"model": "judge-7b", "system_fingerprint": "f1"}
     assert scores(reward, "a", "b").status[:, 0].tolist() == [OK, OK]
     server.says[key] = "other"
@@ -72,9 +72,9 @@ def test_what_replies_do_not_say_is_not_compared(serve: Serve) -> None:
     for number, says in enumerate(({}, {"model": "judge-7b"}, {"system_fingerprint": None}, {"model": "judge-7b"})):
         server.says = dict(says)
         assert scores(reward, f"text {number}").status[0, 0] == OK
-    identity = Identity()
-    assert identity.change(("a", None)) is None and identity.change((None, "f")) is None
-    assert identity.change(("a", "g")) is not None and identity.change(("a", "f")) is None
+    identity = Identity(fingerprint=True)
+    assert identity.take(("a", None)) is None and identity.take((None, "f")) is None
+    assert identity.take(("a", "g")) is not None and identity.take(("a", "f")) is None
 
 
 def test_verdicts_of_another_judge_on_disk_do_not_mix_in(serve: Serve, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_verdicts_of_another_judge_on_disk_do_not_mix_in(serve: Serve, tmp_path:
     assert scores(reward, "b").status[0, 0] == OK
     assert scores(reward, "a").status[0, 0] == OK and len(server.bodies) == 3, "asked anew, of the judge of this run"
     assert scores(ready(Judge, server, cache=str(tmp_path)), "a", "b").status[:, 0].tolist() == [OK, OK]
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 4, "one question says who answers, the other answer is kept"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_kept_answer_that_broke_off_is_asked_again(left: str, serve: Serve, tm
     file.write_text(left)
     for _ in range(2):
         assert scores(ready(Judge, server, cache=str(tmp_path)), "a").values[0, 0] == 0.5
-    assert len(server.bodies) == 2 and json.loads(file.read_text())["text"] == '{"score": 3}'
+    assert len(server.bodies) == 3 and json.loads(file.read_text())["text"] == '{"score": 3}'
 
 
 @pytest.mark.parametrize("left", ["", "0.", "[1]", "7", "null", '"x"'])
@@ -113,7 +113,7 @@ def test_a_kept_verdict_of_a_pair_that_broke_off_is_asked_again(left: str, serve
     assert rates() == [1.0, 0.0]
     (file,) = tmp_path.rglob("*.json")
     file.write_text(left)
-    assert rates() == rates() == [1.0, 0.0] and len(server.bodies) == 2
+    assert rates() == [1.0, 0.0] and len(server.bodies) == 2 and json.loads(file.read_text())["verdict"] == 1
 
 
 def test_answers_are_kept_by_model_revision_prompt_and_media(serve: Serve, tmp_path: Path) -> None:
@@ -121,11 +121,14 @@ def test_answers_are_kept_by_model_revision_prompt_and_media(serve: Serve, tmp_p
     first = {"model": "a", "revision": "1"}
     asked = [(first, {}), ({**first, "model": "b"}, {}), ({**first, "revision": "2"}, {}), (first, {"prompt": "a blue one"}),
              (first, {"shade": 8}), (first, {"text": "other"})]  # fmt: skip
-    for _ in range(2):
+    for cached in (0, 1):
         for endpoint, change in asked:
-            ready(Judge, server, cache=str(tmp_path), **endpoint).score([sample(**{"text": "t", **change})])
-    ready(Judge, server, {"task": "Something else."}, cache=str(tmp_path), **first).score([sample("t")])
-    assert len(server.bodies) == len(asked) + 1
+            reward = ready(Judge, server, cache=str(tmp_path), **endpoint)
+            reward.score([sample(**{"text": "t", **change})])
+            assert reward.stats()["cached"] == cached
+    other = ready(Judge, server, {"task": "Something else."}, cache=str(tmp_path), **first)
+    other.score([sample("t")])
+    assert other.stats()["cached"] == 0
 
 
 def test_the_revision_tells_what_the_judge_is_told() -> None:

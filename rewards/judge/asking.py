@@ -1,0 +1,41 @@
+"""What every reward that asks a judge has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import PrivateAttr
+
+from mmrl.reward import Reward
+from mmrl.rewards.judge.chat import Chat
+from mmrl.rewards.judge.endpoint import Endpoint
+
+
+class AskingReward(Reward):
+    """Base: a judge behind `endpoint`, asked from `setup` on."""
+
+    deterministic = False
+    endpoint: Endpoint
+
+    _chat: Any = PrivateAttr(default=None)
+    _served: str = PrivateAttr(default="")
+
+    def setup(self, device: torch.device) -> None:
+        """Open the connection. Raises UserError for an endpoint that may not be asked, or does not answer."""
+        chat = Chat(self.endpoint)
+        self._served = chat.served()
+        self._chat = chat
+
+    def elsewhere(self) -> str:
+        """What the server's list of models says of this one; nothing where it has none."""
+        return self._served
+
+    def stats(self) -> dict[str, float]:
+        """See `Chat.stats`; nothing before `setup`."""
+        return {} if self._chat is None else self._chat.stats()
+
+    def stop(self) -> None:
+        """See `Chat.stop`."""
+        if self._chat is not None:
+            self._chat.stop()

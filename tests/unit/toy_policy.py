@@ -14,6 +14,7 @@ from torch import Tensor
 from mmrl.config.resolve import ResolvedRL
 from mmrl.config.schema import (
     CurriculumSection,
+    FailureSection,
     ObjectiveSection,
     OptimizerSection,
     RefillSection,
@@ -170,7 +171,8 @@ def stage(
     objective: Objective, refill: RefillSection | None = None, prompts: Prompts | None = None, **section: Any
 ) -> ResolvedRL:
     """An rl stage of 4 prompts x 6 samples and 10 steps."""
-    options: dict[str, Any] = {"steps": 10, "prompts_per_step": 4, "group_size": 6, "micro_batch": 5} | section
+    bears = {"failures": FailureSection(share=0.5)}
+    options: dict[str, Any] = {"steps": 10, "prompts_per_step": 4, "group_size": 6, "micro_batch": 5} | bears | section
     typed = RLStage(
         kind="rl",
         prompts=Spec(name="toy"),

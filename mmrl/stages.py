@@ -291,6 +291,9 @@ class RLWork:
         meter.spent("reward", seconds)
         for name, words in graded(part.rollout.samples).items():
             meter.metrics({f"reward/{name}/how={word}": ("sum", float(number)) for word, number in words.items()})
+        for sample in part.rollout.samples:
+            for name, parts in sample.meta.get("components", {}).items():
+                meter.metrics({f"reward/{name}/{key}": (float(value), 1.0) for key, value in parts.items()})
         extra = {name: value for name, value in part.measured.items() if not is_per_step(name)}
         table = Table.join(self.group.gather(Table.of(scores, part.rollout, extra, first_group)))
         for message in table.messages:

@@ -290,3 +290,25 @@ def test_a_reward_can_say_which_samples_failed() -> None:
     scores = RewardSet({"half": (Half(), 1.0)}).score([Sample(Prompt("a", "")) for _ in range(2)])
     assert scores.status[:, 0].tolist() == [FAILED, OK] and np.isnan(scores.values[0, 0])
     assert scores.messages == ["reward 'half': the server was down on sample 0 of prompt 'a'"]
+
+
+def test_parts_of_a_score_are_kept_under_the_names_of_their_rewards() -> None:
+    class Parted(Given):
+        part: Any = 0.5
+
+        def score(self, samples: Sequence[Sample]) -> list[Any]:
+            for row, one in enumerate(samples):
+                one.meta["components"] = {"half": self.part if row else 0.25}
+            return [one.meta[self.key] for one in samples]
+
+    samples = [Sample(Prompt("p", ""), meta={"x": value}) for value in (1.0, 2.0, None)]
+    rewards = RewardSet(
+        {"a": (Parted(key="x"), 1.0), "b": (Given(key="x"), 1.0), "c": (Parted(key="x", part=NAN), 1.0)}
+    )
+    scores = rewards.score(samples)
+    assert scores.status.T.tolist() == [[OK, OK, SKIPPED], [OK, OK, SKIPPED], [OK, FAILED, SKIPPED]]
+    assert samples[0].meta["components"] == {"a": {"half": 0.25}, "c": {"half": 0.25}}
+    assert samples[1].meta["components"] == {"a": {"half": 0.5}} and "components" not in samples[2].meta
+    assert "reward 'c' left in meta['components'] 'half': nan" in scores.messages[0]
+    rewards.score(samples[:1])
+    assert samples[0].meta["components"] == {"a": {"half": 0.25}, "c": {"half": 0.25}}

@@ -7,6 +7,7 @@ tried again with the same request id, which the server answers once; what then i
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import uuid
@@ -42,7 +43,7 @@ class ServedReward(Reward):
     concurrency: PositiveInt = 4
     """Requests at a time."""
     encoding: Literal["json", "multipart"] = "json"
-    """Pictures as base64 inside the JSON, or as parts beside it (a third smaller)."""
+    """Pictures as base64 inside the JSON, or as parts beside it (a quarter smaller)."""
     connect_timeout: PositiveFloat = 5.0
     read_timeout: PositiveFloat = 120.0
     deadline: PositiveFloat = 600.0
@@ -54,7 +55,7 @@ class ServedReward(Reward):
 
     _info: RewardInfo | None = PrivateAttr(default=None)
     _most: int = PrivateAttr(default=1)
-    _most_bytes: int = PrivateAttr(default=0)
+    _most_bytes: int = PrivateAttr(default=sys.maxsize)
     _connections: Any = PrivateAttr(default=None)
     _meter: Meter = PrivateAttr(default_factory=Meter)
 
@@ -177,7 +178,8 @@ class ServedReward(Reward):
         if size <= self._most_bytes:
             return None
         whole = "" if len(packed) == 1 else "; a group is not cut"
-        smaller = " or use encoding: multipart (a quarter smaller)" if self.encoding == "json" else ""
+        base64 = self.encoding == "json" and any(one.sample.media for one in packed)
+        smaller = " or use encoding: multipart (a quarter smaller)" if base64 else ""
         what = f"{len(packed)} sample{'s' if len(packed) > 1 else ''}"
         return (
             f"a request of {what} is up to {size} bytes, and {self.url} takes {self._most_bytes}{whole}; "

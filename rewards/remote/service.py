@@ -177,8 +177,8 @@ class Service:
             id, status = request.samples[row].id, scores.status[row, 0]
             if status == OK:
                 score = float(scores.values[row, 0])
-                parts = sample.meta.get("components", {}).get(name, {})
-                results.append(Result(id=id, status="ok", score=score, components=parts, detail=_detail(name, sample)))
+                own = sample.meta.get("components", {}).get(name, {})
+                results.append(Result(id=id, status="ok", score=score, components=own, detail=_detail(name, sample)))
             elif status == FAILED:
                 problem = Problem(code="failed", message=next(messages, "no reason given"))
                 results.append(Result(id=id, status="error", error=problem, detail=_detail(name, sample)))

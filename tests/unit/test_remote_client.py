@@ -385,10 +385,13 @@ def test_the_size_of_a_request_is_known_before_it_is_made(multipart: bool) -> No
 
 def test_what_is_too_large_alone_is_said_and_not_sent(serve: Serve) -> None:
     stub, reward = serve(right, batch_size=3)
-    given = [*texts(1), Sample(Prompt("big", "x"), "y" * 2000), *texts(1)]
+    long = reward.score([Sample(Prompt("long", "x"), "y" * 2000)])[0].reason
+    assert "is up to 21" in long and "serve.max_bytes there to 21" in long and "multipart" not in long
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)  # 2400 bytes in base64
+    given = [*texts(1), Sample(Prompt("big", "x"), images=(noise,)), *texts(1)]
     found = reward.score(given)
     assert found[0] == found[2] == 0.5 and len(stub.bodies) == 2
-    for said in ("1 sample is up to 21", "takes 1000", "serve.max_bytes there to 21", "encoding: multipart"):
+    for said in ("1 sample is up to 2", "takes 1000", "serve.max_bytes there to 2", "encoding: multipart"):
         assert said in found[1].reason
     reason = RewardSet({"it": (reward, 1.0)}).score(given).messages[0]
     assert "multipart (a quarter smaller)" in reason  # the line is not cut before what to do

@@ -46,7 +46,7 @@ def _components(kind: str) -> list[dict[str, Any]]:
                 "needs": ", ".join(found.needs),
                 "range": _interval(*found.range),
                 "better": "higher" if found.higher_is_better else "lower",
-                "licence": found.licence,
+                "licence": found.licence if isinstance(found.licence, str) else "as the server says",
                 "checkpoint": "" if path is None or path.is_required() else str(path.default or ""),
             }
         row |= {"what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}

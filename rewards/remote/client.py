@@ -70,6 +70,11 @@ class ServedReward(Reward):
         return True if self._info is None else self._info.higher_is_better
 
     @property
+    def licence(self) -> str:  # type: ignore[override]
+        """As the server says."""
+        return "as the server says" if self._info is None else self._info.licence
+
+    @property
     def deterministic(self) -> bool:  # type: ignore[override]
         """As the server says."""
         return True if self._info is None else self._info.deterministic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -112,6 +113,8 @@ def serve(config: str, overrides: Sequence[str] = ()) -> None:
     except ImportError as error:
         raise UserError(f"serving needs fastapi and uvicorn: pip install 'mmrl[serve]' ({error})") from error
     section, service = load(config, overrides)
+    named = ", ".join(f"{name} ({reward.scope})" for name, reward in service.rewards.items())
+    print(f"serving {named} at http://{section.host}:{section.port}", file=sys.stderr, flush=True)
     app = make_app(service, token_of(section), section.max_waiting, section.body_seconds)
     uvicorn.run(
         app,

@@ -43,7 +43,7 @@ def _components(kind: str) -> list[dict[str, Any]]:
             path = found.model_fields.get("path")
             row |= {
                 "scope": found.scope,
-                "needs": ", ".join(found.needs),
+                "needs": ", ".join(found.needs) or found.takes,
                 "range": _interval(*found.range),
                 "better": "higher" if found.higher_is_better else "lower",
                 "licence": found.licence if isinstance(found.licence, str) else "as the server says",

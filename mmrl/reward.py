@@ -70,6 +70,8 @@ class Reward(Component):
     `PairwiseReward` in `mmrl.pairwise`, which is given whole groups as well)."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """A sample that lacks one of these is skipped and never reaches `score`."""
+    takes: ClassVar[str] = "text, image or video"
+    """In words what it scores, where `needs` is empty."""
     deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
     """It has `score_tensor`."""

@@ -15,6 +15,7 @@ from mmrl.rewards.judge.endpoint import Endpoint
 class AskingReward(Reward):
     """Base: a judge behind `endpoint`, asked from `setup` on."""
 
+    licence = "that of the judge"
     deterministic = False
     endpoint: Endpoint
 

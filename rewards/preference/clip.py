@@ -160,6 +160,7 @@ class OpenClipSimilarity(Similarity):
 class OpenClipScore(OpenClipSimilarity):
     """CLIPScore under a model of open_clip (extra `clip`): the cosine of picture and prompt."""
 
+    licence = "that of the checkpoint"
     range = (-1.0, 1.0)
     path: str = "laion2b_s32b_b79k"
 

@@ -26,6 +26,7 @@ class HpsV3(Headed):
     it was trained with is a text file `rubric` (default: `rubric.txt` beside the weights) with `{prompt}` and one `<|Reward|>`.
     """
 
+    takes = "image or video"
     licence = "MIT (code); weights: unknown"
     path: str = "MizzenAI/HPSv3"
     file: str = "HPSv3.safetensors"

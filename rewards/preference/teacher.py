@@ -20,6 +20,7 @@ YES, NO = ("Yes", " Yes", "yes"), ("No", " No", "no")
 class Teacher(PictureModel):
     """Base: any model of `AutoModelForImageTextToText` with its processor; deterministic, nothing is generated."""
 
+    licence = "that of the checkpoint"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     batch_size: int = Field(default=4, ge=1)
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"

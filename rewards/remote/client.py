@@ -33,6 +33,7 @@ from mmrl.rollout import Sample
 class ServedReward(Reward):
     """Base of what `remote` and `remote_group` have in common."""
 
+    takes = "as the server says"
     url: str = "http://127.0.0.1:8400"
     reward: str
     """Name of the reward on the server."""

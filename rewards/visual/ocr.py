@@ -82,6 +82,7 @@ class Ocr(Reward):
     looked for in the lines that fit best.
     """
 
+    takes = "image or video"
     range = (0.0, 1.0)
     licence = "Apache-2.0 (rapidocr and its models)"
     containment: bool = True

@@ -311,7 +311,6 @@ class RLWork:
                     f"reward '{name}' failed on {broken} samples, and it ends the run at the first failure (on_failure: raise): "
                     f"{(*own, 'no reason given')[0]}"
                 )
-        self.budget.add(failed=int(failed.sum()), total=len(total), messages=list(table.messages))
         if not np.isfinite(total).any() and not self.scored:
             counts = [
                 f"{name}: {(own == FAILED).sum()} failed, {(own == SKIPPED).sum()} skipped"
@@ -321,6 +320,7 @@ class RLWork:
                 f"no sample of the first step could be scored ({'; '.join(counts)}): "
                 f"{(*table.messages, 'the rewards do not apply to these samples')[0]}"
             )
+        self.budget.add(failed=int(failed.sum()), total=len(total), messages=list(table.messages))
         self.scored = True
         for name, reward in zip(self.rewards.names, self.rewards.rewards, strict=True):
             meter.beside |= {f"reward/{name}/{key}": value for key, value in reward.stats().items()}

@@ -14,6 +14,10 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+
+# Its functions keep the process group that is there when it is imported as their default, for ever: imported by some library
+# after the group began, it would keep the group's threads alive into the end of the interpreter, which may abort the process.
+import torch.distributed.nn.functional
 from accelerate import PartialState
 from torch import Tensor
 

@@ -185,7 +185,7 @@ def reward_test(
 ) -> None:
     """Does a reward keep its promises? One line per check; exit code 1 when one does not hold."""
     from mmrl.config.source import values_of
-    from mmrl.conformance import run
+    from mmrl.reward.conformance import run
 
     given = values_of(list(options or []))
     wanted = None if target is None else values_of([f"target={target}"])["target"]
@@ -202,8 +202,8 @@ def reward_calibrate(
     ] = None,
 ) -> None:
     """How well a reward agrees with labelled pairs, and whether it likes the first place or the longer text."""
-    from mmrl.calibrate import run
     from mmrl.config.source import values_of
+    from mmrl.reward.calibrate import run
 
     run(reward, values_of(list(options or [])), pairs, Console())
 
@@ -219,9 +219,9 @@ def reward_replay(
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/replay/NAME.")] = None,
 ) -> None:
     """What if the rewards had been others: score the samples that RUN kept again, and compare the advantages."""
-    from mmrl import replay
+    from mmrl.replay import compare
 
-    replay.run(run, rewards, stage, steps, out, Console())
+    compare.run(run, rewards, stage, steps, out, Console())
 
 
 @app.command("serve-rewards")

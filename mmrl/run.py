@@ -14,11 +14,11 @@ from mmrl.config.dump import differences, dump
 from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.fingerprint import fingerprint
 from mmrl.folder import RunFolder, claim_next, newest, open_run, write_json
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
 from mmrl.reward import Use, set_up
+from mmrl.reward.fingerprint import fingerprint
 from mmrl.tracking import Tracking
 from mmrl.trainer import Interrupted, Trainer, restore_weights
 

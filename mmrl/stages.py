@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrl import kept
 from mmrl.advantage.history import History
 from mmrl.advantage.stats import group_stats
 from mmrl.advantage.types import Scored
@@ -37,10 +36,11 @@ from mmrl.objective.measure import is_per_step, measure, seen_through
 from mmrl.objective.weight import noise_sums
 from mmrl.parity import are_replayed, check_parity, rescore
 from mmrl.policy import Policy
+from mmrl.replay import kept
 from mmrl.reward import RewardSet, graded
+from mmrl.reward.beside import Scorer, Scoring, in_parts
 from mmrl.rollout import FAILED, SKIPPED, Draw, Prompt, Rollout, Scores
 from mmrl.sampler import GroupSampler
-from mmrl.scoring import Scorer, Scoring, in_parts
 from mmrl.seeding import derive_seed
 
 Updates = Iterator[Iterator[Tensor] | None]

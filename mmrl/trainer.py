@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmrl import checkpoint, kept
+from mmrl import checkpoint
 from mmrl.config.resolved import (
     Resolved,
     ResolvedDirect,
@@ -30,6 +30,7 @@ from mmrl.meter import Meter
 from mmrl.optim import Optimization
 from mmrl.policy import Policy
 from mmrl.preference import PreferenceWork
+from mmrl.replay import kept
 from mmrl.report.shots import save_pictures
 from mmrl.reward import RewardSet, Use
 from mmrl.rollout import Prompt

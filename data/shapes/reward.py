@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from mmrl.data.shapes.captions import Target, parse, write
 from mmrl.data.shapes.verifier import TOLERANCE, Found, dense, detect_batch, exact, palette_distance, strict_batch
 from mmrl.data.shapes.world import CANVAS
-from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Need, Reward, rgb
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rollout import Sample
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mmrl.advantage.types import Bools, Floats
-from mmrl.shift import flips
+from mmrl.replay.shift import flips
 
 INK, FAINT, RULE = "#1f2328", "#667079", "#d9dee3"
 SAME, FLIPPED, OLD, NEW = "#2f6fb5", "#c62f2f", "#8a929a", "#2f6fb5"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Failed
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rewards.judge.asking import AskingReward
 from mmrl.rewards.judge.chat import JudgeError, Readable
 from mmrl.rewards.judge.identity import prompt_hash

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.reward import Reward, RewardSet
+from mmrl.reward.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.remote.contract import (
     PROTOCOL,
     Code,

@@ -21,7 +21,7 @@ import os
 import time
 from pathlib import Path
 
-from mmrl.pairwise import PairwiseReward
+from mmrl.reward.pairwise import PairwiseReward
 from mmrl.reward import Graded, Reward
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mmrl import kept
 from mmrl.cli import app
+from mmrl.replay import kept
 from tests.end_to_end.helpers import mmrl, start, wait_for_lines, write_config
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from mmrl.components import build
 from mmrl.config import load
 from mmrl.errors import ConfigError
 from mmrl.objective.objective import Objective
-from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import RewardSet
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rewards.judge.pairs import SHARE
 from mmrl.rewards.judge.verdict import answered_winner, flex, winner
 from mmrl.rewards.verifiable.mathematics import MathReward

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mmrl.calibrate import measured, read_pairs, verdicts
 from mmrl.cli import app
 from mmrl.errors import UserError
-from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Failed, Reward
+from mmrl.reward.calibrate import measured, read_pairs, verdicts
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rollout import Sample
 
 

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
-from mmrl.conformance import checks, run
 from mmrl.errors import UserError
-from mmrl.made_up import made_up
-from mmrl.pairwise import PairwiseReward, Verdict
 from mmrl.reward import Reward, Scope, rgb
+from mmrl.reward.conformance import checks, run
+from mmrl.reward.made_up import made_up
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rewards.colour import Colour
 from mmrl.rollout import Sample
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mmrl.errors import UserError
-from mmrl.fingerprint import fingerprint
 from mmrl.reward import Failed, RewardSet
+from mmrl.reward.fingerprint import fingerprint
 from mmrl.rewards.judge.flights import Flights
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Rubric

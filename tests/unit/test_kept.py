@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_policy import FakeGroup, Ones, SharedMail, ToyPolicy, gradients, stage
 
-from mmrl import kept
 from mmrl.advantage.group import DrAdvantage
 from mmrl.config.schema import KeepSection, RefillSection
 from mmrl.errors import UserError
-from mmrl.kept import Kept, due, read, steps, write
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
-from mmrl.plain import plain, unplain
+from mmrl.replay import kept
+from mmrl.replay.kept import Kept, due, read, steps, write
+from mmrl.replay.plain import plain, unplain
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
 from mmrl.stages import RLWork
 

@@ -20,8 +20,8 @@ from mmrl.data.shapes.draw import render
 from mmrl.data.shapes.reward import ShapePairs
 from mmrl.distributed import slice_of_groups
 from mmrl.errors import UserError
-from mmrl.pairwise import PairwiseReward, Verdict, pairs_of
 from mmrl.reward import Failed, Reward, RewardSet, Scope
+from mmrl.reward.pairwise import PairwiseReward, Verdict, pairs_of
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.verdict import answered_winner
 from mmrl.rollout import FAILED, OK, Prompt, Sample

@@ -14,8 +14,8 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
-from mmrl.fingerprint import fingerprint, preprocessing
 from mmrl.reward import Reward
+from mmrl.reward.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.function import FunctionReward
 from mmrl.rewards.remote.contract import ScoreRequest
 from mmrl.rewards.remote.media import Limits
@@ -156,7 +156,7 @@ def test_the_processors_of_transformers_say_the_same_in_every_process(tmp_path: 
     from tokenizers.models import WordLevel
     from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
-    from mmrl.fingerprint import _settings
+    from mmrl.reward.fingerprint import _settings
 
     def tokenizer(*words: str) -> Any:
         own = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token=words[0]))

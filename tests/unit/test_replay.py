@@ -36,16 +36,16 @@ from mmrl.data.shapes.captions import sample_scene
 from mmrl.data.shapes.draw import render
 from mmrl.errors import ConfigError, UserError
 from mmrl.folder import RunFolder
-from mmrl.kept import Kept, read, steps
-from mmrl.kept import write as write_kept
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
-from mmrl.replay import Replay, Replayed, same, show, write
+from mmrl.replay.compare import Replay, Replayed, same, show, write
+from mmrl.replay.kept import Kept, read, steps
+from mmrl.replay.kept import write as write_kept
+from mmrl.replay.rescore import Rescored, Rescorer
+from mmrl.replay.shift import changed_most, flips, rank_correlation, shift
 from mmrl.report.moved import draw_moved
-from mmrl.rescore import Rescored, Rescorer
 from mmrl.reward import Failed, RewardSet, Use
 from mmrl.rollout import FAILED, OK, Sample
-from mmrl.shift import changed_most, flips, rank_correlation, shift
 from mmrl.stages import RLWork
 
 

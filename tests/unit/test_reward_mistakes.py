@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from toy_policy import Ones, ToyPolicy, gradients, stage, work
 
-from mmrl import calibrate
 from mmrl.advantage.group import DrAdvantage
 from mmrl.config.resolve import load
 from mmrl.errors import ConfigError, RunError, UserError
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
-from mmrl.reward import Failed, Use, set_up
+from mmrl.reward import Failed, Use, calibrate, set_up
 
 CONFIG = """
 policy: {name: %s}

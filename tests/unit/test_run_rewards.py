@@ -14,9 +14,9 @@ from mmrl.components import build
 from mmrl.config.resolve import load
 from mmrl.distributed import Group
 from mmrl.errors import RunError
-from mmrl.fingerprint import fingerprint
 from mmrl.folder import RunFolder
 from mmrl.reward import Reward
+from mmrl.reward.fingerprint import fingerprint
 from mmrl.run import record_rewards, set_up_rewards
 
 CONFIG = """

@@ -19,8 +19,8 @@ from mmrl.errors import RunError
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
 from mmrl.reward import Failed, Use
+from mmrl.reward.beside import in_parts
 from mmrl.rollout import Draw, Prompt, Sample
-from mmrl.scoring import in_parts
 
 
 def test_parts_hold_whole_groups_in_order() -> None:

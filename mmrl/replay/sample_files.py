@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from mmrl.errors import UserError
 from mmrl.folder import write_named
-from mmrl.plain import plain, unplain
+from mmrl.replay.plain import plain, unplain
 from mmrl.rollout import Prompt, Sample
 
 MEDIA = "media"

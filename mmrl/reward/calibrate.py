@@ -16,8 +16,9 @@ from mmrl.components import build
 from mmrl.errors import UserError
 from mmrl.image import read_image
 from mmrl.options import unknown_key
-from mmrl.pairwise import PairwiseReward, Verdict
-from mmrl.reward import Failed, Reward, RewardSet, set_up
+from mmrl.reward.base import Failed, Reward, set_up
+from mmrl.reward.combined import RewardSet
+from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rollout import OK, Prompt, Sample
 from mmrl.terminal import show_line
 from mmrl.video import read_clip

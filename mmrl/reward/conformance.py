@@ -19,9 +19,10 @@ from rich.console import Console
 
 from mmrl.components import build
 from mmrl.errors import UserError
-from mmrl.made_up import broken, digest, made_up
-from mmrl.pairwise import PairwiseReward
-from mmrl.reward import Failed, Need, Reward, RewardSet, Scope, set_up
+from mmrl.reward.base import Failed, Need, Reward, Scope, set_up
+from mmrl.reward.combined import RewardSet
+from mmrl.reward.made_up import broken, digest, made_up
+from mmrl.reward.pairwise import PairwiseReward
 from mmrl.rollout import OK, Sample, Scores
 from mmrl.terminal import show_line
 
@@ -87,7 +88,7 @@ def facts(reward: Reward) -> Check:
     if reward.scope not in get_args(Scope):
         problems.append(f"scope is {reward.scope!r}; expected {', '.join(get_args(Scope))}")
     if (reward.scope == "pairwise") != isinstance(reward, PairwiseReward):
-        problems.append("a pairwise reward is a subclass of mmrl.pairwise.PairwiseReward, and no other one is")
+        problems.append("a pairwise reward is a subclass of mmrl.reward.pairwise.PairwiseReward, and no other one is")
     problems += [f"needs an unknown {need!r}; known: {', '.join(get_args(Need))}"
                  for need in reward.inputs() if need not in get_args(Need)]  # fmt: skip
     low, high = reward.limits()

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from mmrl.reward import Reward
+from mmrl.reward.base import Reward
 
 LIBRARIES = (
     "numpy",

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmrl import kept
 from mmrl.advantage.types import Floats, Ints
 from mmrl.config.replaced import replaced
 from mmrl.config.resolve import load
@@ -21,11 +20,12 @@ from mmrl.config.resolved import Resolved, ResolvedRL
 from mmrl.distributed import Group
 from mmrl.errors import UserError
 from mmrl.folder import RunFolder, open_run, write_bytes, write_json, write_text
+from mmrl.replay import kept
+from mmrl.replay.rescore import Rescored, Rescorer
+from mmrl.replay.shift import Shift, changed_most, shift
 from mmrl.report.moved import draw_moved
-from mmrl.rescore import Rescored, Rescorer
 from mmrl.reward import RewardSet
 from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES
-from mmrl.shift import Shift, changed_most, shift
 from mmrl.terminal import show_line, show_table
 
 PROMPTS, SHOWN, FAILURES = 10, 6, 3

@@ -13,9 +13,9 @@ from mmrl.config.schema import RLStage
 from mmrl.curriculum.refill import admitted
 from mmrl.curriculum.rounds import Table
 from mmrl.errors import UserError
-from mmrl.kept import Kept
 from mmrl.objective.measure import is_per_step
 from mmrl.objective.objective import Objective
+from mmrl.replay.kept import Kept
 from mmrl.reward import RewardSet
 from mmrl.rollout import Scores
 

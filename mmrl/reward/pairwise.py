@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from mmrl.reward import Failed, Graded, Reward, Scope
+from mmrl.reward.base import Failed, Graded, Reward, Scope
 from mmrl.rollout import Sample
 from mmrl.seeding import permutation
 

@@ -1,0 +1,21 @@
+"""Rewards: what an author writes (`base`, `pairwise`), what a run makes of it (`scored`, `combined`, `beside`), and whether a reward
+keeps its promises (`conformance`, `calibrate`)."""
+
+from mmrl.reward.base import Failed, Graded, Need, Reward, Scope, lacking, rgb, set_up
+from mmrl.reward.combined import RewardSet, Use, graded
+from mmrl.reward.pairwise import PairwiseReward
+
+__all__ = [
+    "Failed",
+    "Graded",
+    "Need",
+    "PairwiseReward",
+    "Reward",
+    "RewardSet",
+    "Scope",
+    "Use",
+    "graded",
+    "lacking",
+    "rgb",
+    "set_up",
+]

@@ -1,0 +1,155 @@
+"""What an author of a reward writes.
+
+A score is a number, None (*skipped*: the reward does not apply) or a failure (an exception, NaN, what is no number). A
+failure never turns into a number: the sample is left out of its group's statistics and of the loss.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import model_validator
+
+from mmrl.components import Component
+from mmrl.errors import UserError, line_of, one_line
+from mmrl.rollout import Prompt, Sample
+
+Scope = Literal["pointwise", "groupwise", "pairwise"]
+Need = Literal["text", "image", "video", "target", "source"]
+"""`source`: the prompt has media of its own (the picture that is edited, or asked about)."""
+
+
+class Graded(float):
+    """A score that says in one word how it came about: the rule that read an answer, "unparsed", "truncated" ...
+
+    The word does not change the score. `RewardSet.score` leaves it in `Sample.meta["graded"][name of the reward]`.
+    """
+
+    how: str
+
+    def __new__(cls, value: float, how: str) -> Graded:
+        self = super().__new__(cls, value)
+        self.how = how
+        return self
+
+
+class Failed:
+    """In the place of a score: this sample failed, for `reason` (the others of the batch may be fine)."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Reward(Component):
+    """Base of every reward. Fields are its options in a config; the class attributes describe it.
+
+    What `setup` loads belongs in pydantic private attributes (`_model: Any = PrivateAttr(None)`), which stay writable.
+    """
+
+    range: ClassVar[tuple[float | None, float | None]] = (None, None)
+    """Smallest and largest possible score; None is unbounded. A score outside is a failure."""
+    higher_is_better: ClassVar[bool] = True
+    scope: ClassVar[Scope] = "pointwise"
+    """What one score depends on: a sample, its whole group (`score` then sees one group at a time, whole), or pairs of it (see
+    `PairwiseReward` in `mmrl.reward.pairwise`, which is given whole groups as well)."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """A sample that lacks one of these is skipped and never reaches `score`."""
+    takes: ClassVar[str] = "text, image or video"
+    """In words what it scores, where `needs` is empty."""
+    deterministic: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+    """It has `score_tensor`."""
+    revision: ClassVar[str] = "1"
+    licence: ClassVar[str] = "unknown"
+
+    @model_validator(mode="after")
+    def _knows_its_needs(self) -> Reward:
+        unknown = [need for need in self.needs if need not in get_args(Need)]
+        if unknown:
+            raise ValueError(
+                f"class {type(self).__name__} needs {unknown[0]!r}; known needs: {', '.join(get_args(Need))}"
+            )
+        return self
+
+    def limits(self) -> tuple[float | None, float | None]:
+        """`range`, or a narrower one that follows from the options."""
+        return self.range
+
+    def inputs(self) -> tuple[Need, ...]:
+        """What a run must offer for this reward to make sense: `needs`, or more that follows from the options."""
+        return self.needs
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for a prompt whose samples this reward could never score. Asked of every prompt when a config is read."""
+        return None
+
+    def setup(self, device: torch.device) -> None:
+        """Load weights and the like, once, before the first `score`."""
+        return None
+
+    def elsewhere(self) -> str:
+        """What tells the model that scores from others where it does not run here (a hash that its server gave); known after `setup`."""
+        return ""
+
+    def at_once(self) -> int:
+        """Groups that `score` may be asked about at a time, by threads; of rewards that are not pointwise."""
+        return 1
+
+    def stop(self) -> None:
+        """Give up what `score` is waiting for; called from another thread when a run ends early."""
+        return None
+
+    def stats(self) -> dict[str, float]:
+        """Numbers about the work since the last call, for the log (retries, latencies ...)."""
+        return {}
+
+    def score_tensor(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores `(B,)` with gradient of pictures `(B, 3, H, W)` float32 in [0, 1]; rewards that are `differentiable` have it."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient")
+
+    @abstractmethod
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | Failed | None]:
+        """One number per sample, in order; None skips a sample, `Failed` says why it has none. Whatever is raised makes the
+        samples failed: they are then scored one by one, to find those that fail."""
+
+
+def set_up(reward: Reward, name: str, device: torch.device) -> None:
+    """`reward.setup(device)`; raises UserError with one line for whatever it raises."""
+    try:
+        reward.setup(device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be loaded: {one_line(type(error).__name__, error)}{line_of(error, __file__)}"
+        ) from error
+
+
+def rgb(image: Any) -> np.ndarray:
+    """`image` if it is what a sample holds, a uint8 array (H, W, 3). Raises ValueError that says what it is instead."""
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] == 3
+        and image.size
+    ):
+        return image
+    got = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {got}")
+
+
+def lacking(reward: Reward, sample: Sample) -> list[Need]:
+    """What `reward` needs and `sample` does not have."""
+    has: dict[Need, bool] = {
+        "text": sample.text is not None,
+        "image": len(sample.images) > 0,
+        "video": sample.video is not None,
+        "target": sample.prompt.target is not None,
+        "source": len(sample.prompt.media) > 0,
+    }
+    return [need for need in reward.needs if not has[need]]

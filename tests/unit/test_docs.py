@@ -81,7 +81,7 @@ def test_complete_configs_resolve(page: Path, text: str, tmp_path: Path) -> None
 def test_server_configs_resolve(tmp_path: Path) -> None:
     from mmrl.rewards.remote.serve import load as load_server
 
-    texts = [text for text in blocks(DOCS / "rewards.md", "yaml") if text.startswith("# server")]
+    texts = [text for text in blocks(DOCS / "serving.md", "yaml") if text.startswith("# server")]
     assert texts
     for text in texts:
         (tmp_path / "rewards.yaml").write_text(text, encoding="utf-8")

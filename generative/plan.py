@@ -13,7 +13,7 @@ LARGEST_LEVEL = {"cps": 1.0, "ddim": 1.0}
 class Sampler(BaseModel):
     """How a stochastic step is drawn: `kind` and its noise `level` (a, eta; default by kind)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["flow_sde", "dance_sde", "cps", "ddim", "ode"]
     level: float = Field(default_factory=lambda data: DEFAULT_LEVEL.get(data.get("kind"), 0.0), ge=0)
@@ -35,7 +35,7 @@ class Sampler(BaseModel):
 class Sampling(BaseModel):
     """How images are drawn for evaluation and for users: by the ODE (DDIM with eta 0), each from its own start noise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     num_steps: PositiveInt = 10
     solver: Literal["euler", "dpm2m"] = "euler"
@@ -72,7 +72,7 @@ class DiffusionSampling(Sampling):
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _in_order(value: tuple[int, ...]) -> tuple[int, ...]:

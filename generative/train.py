@@ -17,7 +17,7 @@ Part = Literal["transformer", "transformer_2", "unet", "text_encoders"]
 class TrainSpec(BaseModel):
     """Full fine-tuning of `parts`, or a LoRA on the denoising network (on each expert of one that has several)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     mode: Literal["full", "lora"] = "full"
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)

@@ -40,7 +40,7 @@ FOLDERS = (
 class Component(BaseModel):
     """Base of everything that a config names. Unknown options are errors; options are the declared fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ BENT = (
 class VlmPlan(BaseModel):
     """A rollout. Every answer token is one step of the policy; log-probs are those of `temperature`, in training too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_new_tokens: PositiveInt = 512
     """S, the most tokens of an answer; one that reaches it has no end and is marked `finished: false`."""
@@ -44,7 +44,7 @@ class VlmPlan(BaseModel):
 class VlmSampling(BaseModel):
     """How answers are written for evaluation and for users: drawn at `temperature`, or the likeliest token at 0."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_new_tokens: PositiveInt = 512
     temperature: float = Field(default=1.0, ge=0)

@@ -21,7 +21,7 @@ MERGERS = ("merger", "deepstack_merger_list", "merger_list", "multi_modal_projec
 class VlmTrainSpec(BaseModel):
     """Full fine-tuning of all weights or of those that `parameters` names, or a LoRA on the layers `targets`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     mode: Literal["full", "lora"] = "full"
     parameters: tuple[str, ...] | None = Field(default=None, min_length=1)

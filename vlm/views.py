@@ -15,7 +15,7 @@ VIEWS: tuple[ViewName, ...] = ("original", "masked", "noisy", "perturbed", "blan
 
 
 class ViewOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Masked(ViewOptions):

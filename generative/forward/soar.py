@@ -13,7 +13,7 @@ class Soar(BaseModel):
     """The `soar:` block of `train:`. A guided step of the model leaves the path from data to noise; `draws` points between where
     it ends and the same noise are trained to lead back to the data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     lam: float = Field(default=1.0, ge=0)
     """Weight of each of these points beside that of the path (1). 0 is plain supervised training."""

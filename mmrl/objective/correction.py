@@ -66,7 +66,7 @@ def accepted(
 class Rejection(BaseModel):
     """A bound on how far engine and trainer may be apart; see `accepted`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     statistic: Literal["k1", "k2", "k3"] = "k1"
     over: Reduction = "token"

@@ -13,7 +13,7 @@ from mmrl.rewards.remote.connection import base_url, bearer, is_here
 class Endpoint(BaseModel):
     """Where a judge is and how it is asked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     url: str = "http://127.0.0.1:8000/v1"
     """Base URL; `/chat/completions` is added."""

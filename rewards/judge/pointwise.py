@@ -122,7 +122,7 @@ class Item(BaseModel):
     """A point of a rubric: a statement that holds or not, what it weighs (negative: it should not hold), and whether the score is 0
     when it fails."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     text: str
     weight: float = 1.0
     hard: bool = False

@@ -25,7 +25,7 @@ from mmrl.rewards.remote.service import Service
 class ServeSection(BaseModel):
     """Where a server listens and what it takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
@@ -62,7 +62,7 @@ class ServeSection(BaseModel):
 class ServeConfig(BaseModel):
     """A server's config: the rewards by the name that clients ask for, and the `serve` block."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rewards: dict[str, Spec] = Field(min_length=1)
     serve: ServeSection = ServeSection()

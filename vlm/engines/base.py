@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class RolloutEngine(BaseModel):
     """Writes the answers of rollouts. Evaluation and `generate` always ask the policy's own model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     separate: ClassVar[bool] = True
     """Another program with its own copy of the weights: it reports log-probs, and they are not those of a replay."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
+import re
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from mmrl import components
@@ -18,16 +20,40 @@ SHIPPED_KINDS = ("configs", "methods")
 
 def catalogue(kind: str | None = None) -> dict[str, list[dict[str, Any]]]:
     """Kind -> rows. Raises UserError for an unknown kind, naming the nearest."""
+    kinds = [*components.kinds(), *SHIPPED_KINDS] if kind is None else [_known(kind)]
+    return {name: _shipped(name) if name in SHIPPED_KINDS else _components(name) for name in kinds}
+
+
+def about(kind: str, name: str) -> dict[str, Any]:
+    """One component, built in or by its path: `about` (its whole docstring), what is listed of its kind, and `options`, a row for each
+    with its type, default and meaning. Raises UserError for an unknown kind or name."""
+    kind = _known(kind)
+    if kind in SHIPPED_KINDS:
+        raise UserError(f"'{name}' is no component; {kind} are files: see `mmrl check {name}`")
+    found = components.resolve(kind, name)
+    fields = getattr(found, "model_fields", {})
+    options = [
+        {
+            "option": key,
+            "type": _type(field),
+            "default": _default(field),
+            "what": " ".join((field.description or "").split()),
+        }
+        for key, field in fields.items()
+    ]
+    return {"name": name, **_facts(kind, found), "about": inspect.getdoc(found) or "", "options": options}
+
+
+def _known(kind: str) -> str:
+    """The kind, as the tables spell it."""
     known = [*components.kinds(), *SHIPPED_KINDS]
-    if kind is not None:
-        singular = kind if kind in known else next((k for k in known if f"{k}s" == kind), None)
-        singular = singular or {"losses": "surrogate", "models": "policy"}.get(kind)
-        if singular is None:
-            near = difflib.get_close_matches(kind, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"unknown kind '{kind}'{hint} (kinds: {', '.join(known)})")
-        known = [singular]
-    return {name: _shipped(name) if name in SHIPPED_KINDS else _components(name) for name in known}
+    singular = kind if kind in known else next((k for k in known if f"{k}s" == kind), None)
+    singular = singular or {"losses": "surrogate", "models": "policy"}.get(kind)
+    if singular is None:
+        near = difflib.get_close_matches(kind, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"unknown kind '{kind}'{hint} (kinds: {', '.join(known)})")
+    return singular
 
 
 def _components(kind: str) -> list[dict[str, Any]]:
@@ -35,23 +61,45 @@ def _components(kind: str) -> list[dict[str, Any]]:
     for name in components.names(kind):
         found = components.resolve(kind, name)
         options = [
-            f"{key}={field.get_default(call_default_factory=True)!r}" if not field.is_required() else key
+            key if field.is_required() else f"{key}={_default(field)}"
             for key, field in getattr(found, "model_fields", {}).items()
         ]
-        row = {"name": name}
-        if kind == "reward":
-            path = found.model_fields.get("path")
-            row |= {
-                "scope": found.scope,
-                "needs": ", ".join(found.needs) or found.takes,
-                "range": _interval(*found.range),
-                "better": "higher" if found.higher_is_better else "lower",
-                "licence": found.licence if isinstance(found.licence, str) else "as the server says",
-                "checkpoint": "" if path is None or path.is_required() else str(path.default or ""),
-            }
-        row |= {"what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
-        rows.append(row | {"class": components.table(kind)[name]})
+        what = {"what": _paragraph(inspect.getdoc(found) or ""), "options": ", ".join(options)}
+        rows.append({"name": name, **_facts(kind, found), **what, "class": components.table(kind)[name]})
     return rows
+
+
+def _facts(kind: str, found: Any) -> dict[str, str]:
+    """What is said of a kind beside names and options."""
+    if kind != "reward" or not hasattr(found, "scope"):
+        return {}
+    path = found.model_fields.get("path")
+    return {
+        "scope": found.scope,
+        "needs": ", ".join(found.needs) or found.takes,
+        "range": _interval(*found.range),
+        "better": "higher" if found.higher_is_better else "lower",
+        "licence": found.licence if isinstance(found.licence, str) else "as the server says",
+        "checkpoint": "" if path is None or path.is_required() else str(path.default or ""),
+    }
+
+
+def _default(field: FieldInfo) -> str:
+    """As a config writes it."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+
+
+def _type(field: FieldInfo) -> str:
+    """The annotation without the modules of its names, and the bounds behind it."""
+    name = re.sub(r"(?<![\w.'])(?:\w+\.)+(?=\w)", "", inspect.formatannotation(field.annotation))
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = [
+        f"{sign} {getattr(one, key):g}" for one in field.metadata for key, sign in signs.items() if hasattr(one, key)
+    ]
+    return ", ".join([name, *bounds])
 
 
 def _paragraph(text: str) -> str:

@@ -84,12 +84,27 @@ def check(
 @app.command("list")
 def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="One kind; default: all of them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, or your own (file.py:Class): all about it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Show everything that a config can name."""
-    from mmrl.catalogue import catalogue
+    from mmrl.catalogue import about, catalogue
     from mmrl.terminal import show_line, show_table
 
+    if kind is not None and name is not None:
+        one = about(kind, name)
+        if as_json:
+            print(json.dumps(one, indent=1))
+            return
+        console = Console()
+        options = one.pop("options")
+        show_line(console, one.pop("about") + "\n")
+        show_table(console, ["", ""], [[key, value] for key, value in one.items() if value])
+        if options:
+            show_table(console, list(options[0]), [list(row.values()) for row in options], "\noptions")
+        return
     entries = catalogue(kind)
     if as_json:
         print(json.dumps(entries, indent=1))
@@ -99,7 +114,7 @@ def list_(
         left_out = {"options", "class"} if console.is_terminal and name == "reward" else set()
         headings = [key for key in (rows[0] if rows else ["name"]) if key not in left_out]
         show_table(console, headings, [[row[key] for key in headings] for row in rows], name)
-        show_line(console, "(options and classes: mmrl list rewards --json, or in a pipe)" if left_out else "")
+        show_line(console, "(options of one: mmrl list rewards NAME; of all: --json, or in a pipe)" if left_out else "")
 
 
 @data_app.command()

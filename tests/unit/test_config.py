@@ -15,13 +15,13 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from mmrl import components
-from mmrl.catalogue import catalogue
+from mmrl.catalogue import about, catalogue
 from mmrl.check import check_media
 from mmrl.config import load
 from mmrl.config.dump import differences, dump, flatten
 from mmrl.config.json_schema import json_schema
 from mmrl.config.source import read, shipped
-from mmrl.errors import ConfigError
+from mmrl.errors import ConfigError, UserError
 from mmrl.terminal import show_table
 
 BASE = """
@@ -660,6 +660,34 @@ def test_what_is_listed_is_the_whole_paragraph() -> None:
     assert rows["ngrpo"].startswith("NGRPO: ") and rows["ngrpo"].endswith(".") and "\n" not in rows["ngrpo"]
     configs = {row["name"]: row["what"] for row in catalogue("configs")["configs"]}
     assert configs["quickstart/generative"].endswith("docs/quickstart.md has the numbers of three seeds.")
+
+
+def test_all_about_one_component() -> None:
+    found = about("rewards", "hps")
+    assert (found["range"], found["needs"], found["checkpoint"]) == ("[-1, 1]", "image", "xswu/HPSv2")
+    assert "not comparable" in found["about"]
+    options = {row["option"]: row for row in found["options"]}
+    assert options["version"] == {
+        "option": "version",
+        "type": "Literal['v2.0', 'v2.1']",
+        "default": "'v2.1'",
+        "what": "",
+    }
+    assert options["batch_size"]["type"] == "int, >= 1" and options["hub_revision"]["default"] == "null"
+    assert options["hub_revision"]["what"].endswith("of a hub id.")
+    assert {row["option"]: row["default"] for row in about("term", "kl")["options"]}["coef"] == "required"
+
+
+def test_all_about_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text('def mine(samples):\n    """Mine."""\n')
+    monkeypatch.chdir(tmp_path)
+    assert about("reward", "mine.py:mine") == {"name": "mine.py:mine", "about": "Mine.", "options": []}
+
+
+@pytest.mark.parametrize(("kind", "name", "said"), [("reward", "hsp", "'hps'"), ("methods", "grpo", "mmrl check grpo")])
+def test_nothing_about_what_is_no_component(kind: str, name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        about(kind, name)
 
 
 MEDIA = """

@@ -13,24 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmrl.errors import UserError
+from mmrl.rewards.judge.completion import JudgeError, read, shown
 from mmrl.rewards.judge.endpoint import Endpoint
 from mmrl.rewards.judge.flights import Flights
-from mmrl.rewards.judge.identity import Identity, served, who_of
+from mmrl.rewards.judge.identity import Identity, served
 from mmrl.rewards.judge.kept import Kept, Reply
 from mmrl.rewards.remote.connection import RETRIED, Connections, asked_to_wait, pause
 from mmrl.rewards.remote.meter import Meter
 
 LONGEST_WAIT = 600.0
 """Seconds: a judge that wants to be asked again later than that is not."""
+MOST_BYTES = 16 << 20
+"""An answer that is longer is none."""
 FIRST = "first"
 """The flight of the first live question; other keys are hex digits."""
 
 Readable = Callable[[Reply], bool]
 """Whether the reward can read a reply; what it cannot is not kept."""
-
-
-class JudgeError(Exception):
-    """A question without an answer."""
 
 
 class Chat:
@@ -67,9 +66,9 @@ class Chat:
         """What the server's list of models says of the one that is asked; nothing where it has no list, or another name in it.
         Raises UserError where the server does not answer."""
         try:
-            reply = self._tried("GET", "models", counted=False)
-            return served(reply.json(), self.endpoint.model) if reply.status_code == 200 else ""
-        except ValueError:
+            status, body = self._tried("GET", "models", counted=False)
+            return served(json.loads(body), self.endpoint.model) if status == 200 else ""
+        except (ValueError, RecursionError):
             return ""
         except JudgeError as error:
             raise UserError(f"judge {error}; start it, or correct endpoint.url") from error
@@ -157,11 +156,11 @@ class Chat:
 
     def _live(self, body: dict[str, Any]) -> Reply:
         began = time.monotonic()
-        completion = self._tried("POST", "chat/completions", json=body)
-        if completion.status_code != 200:
-            raise JudgeError(f"{self.endpoint.url}: {completion.status_code}: {completion.text[:200]}")
+        status, completion = self._tried("POST", "chat/completions", json=body)
+        if status != 200:
+            raise JudgeError(f"{self.endpoint.url}: {status}: {shown(completion)}")
         self.meter.took(time.monotonic() - began)
-        reply = _reply(completion)
+        reply = read(completion, first_token="top_logprobs" in body)
         change = self.identity.take(reply.who)
         if change is not None:
             raise JudgeError(
@@ -169,10 +168,9 @@ class Chat:
             )
         return reply
 
-    def _tried(self, method: str, path: str, counted: bool = True, **content: Any) -> Any:
-        """The response, whatever its status, after as many tries as what may pass takes. Raises JudgeError without one."""
+    def _tried(self, method: str, path: str, counted: bool = True, **content: Any) -> tuple[int, bytes]:
+        """Status and body of the response after as many tries as what may pass takes. Raises JudgeError without one."""
         httpx, stop = self.connections.httpx, self.connections.stop
-        timeout = httpx.Timeout(self.endpoint.timeout, connect=min(self.endpoint.timeout, 10.0))
         problem, wait = "not asked", 0.0
         for number in range(1, self.endpoint.tries + 1):
             if wait > LONGEST_WAIT:
@@ -184,26 +182,26 @@ class Chat:
                 if number > 1:
                     self.meter.add("retries")
             try:
-                url = f"{self.endpoint.url}/{path}"
-                response = self.connections.client.request(method, url, timeout=timeout, **content)
+                response, body = self._try(method, f"{self.endpoint.url}/{path}", **content)
             except httpx.RequestError as error:
                 problem, wait = f"{type(error).__name__}: {error}", pause(number, self.endpoint.backoff)
                 continue
             if response.status_code not in RETRIED:
-                return response
+                return response.status_code, body
             problem = f"{response.status_code} {response.reason_phrase}"
             wait = pause(number, self.endpoint.backoff, asked_to_wait(response.headers.get("retry-after")))
         raise JudgeError(f"{self.endpoint.url}: {problem} (after {self.endpoint.tries} tries)")
 
-
-def _reply(response: Any) -> Reply:
-    try:
-        completion = response.json()
-        choice = completion["choices"][0]
-        first: dict[str, float] = {}
-        tokens = (choice.get("logprobs") or {}).get("content") or []
-        for one in tokens[0]["top_logprobs"] if tokens else ():
-            first[one["token"]] = float(one["logprob"])
-        return Reply(str(choice["message"]["content"] or ""), first, who_of(completion))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise JudgeError(f"an answer that is no chat completion: {response.text[:200]}") from error
+    def _try(self, method: str, url: str, **content: Any) -> tuple[Any, bytes]:
+        """One try: the response, and its body as it came, not unpacked; over after `timeout` also where it comes in drops."""
+        httpx, most = self.connections.httpx, self.endpoint.timeout
+        timeout, end = httpx.Timeout(most, connect=min(most, 10.0)), time.monotonic() + most
+        with self.connections.client.stream(method, url, timeout=timeout, **content) as response:
+            body = bytearray()
+            for piece in response.iter_raw():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise JudgeError(f"{self.endpoint.url}: an answer of more than {MOST_BYTES} bytes")
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout(f"the answer was not there within {most:g} seconds")
+        return response, bytes(body)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from mmrl.reward import Failed
 from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rewards.judge.asking import AskingReward
-from mmrl.rewards.judge.chat import JudgeError, Readable
+from mmrl.rewards.judge.chat import Readable
+from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
 from mmrl.rewards.judge.question import GUARD, pair

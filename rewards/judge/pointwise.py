@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmrl.reward import Failed
 from mmrl.rewards.judge.asking import AskingReward
-from mmrl.rewards.judge.chat import JudgeError, Readable
+from mmrl.rewards.judge.chat import Readable
+from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
 from mmrl.rewards.judge.question import GUARD, messages

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+@dataclass
+class Raw:
+    """A whole answer as it goes over the wire: `body` is bytes, an iterator of pieces, or anything that JSON holds."""
+
+    body: Any = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 class JudgeServer:
-    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, or a status code; `says` stands in every completion;
+    """`answer(body)` gives the reply's text, a `{token: log-prob}` table, a status code, or a `Raw` answer; `says` stands in every completion;
     `models` is what GET /models gives, a status code where there is none."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
@@ -25,6 +35,8 @@ class JudgeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.bodies.append(body)
                 found = outer.answer(body)
+                if isinstance(found, Raw):
+                    return self.raw(found)
                 status, content = (found, {}) if isinstance(found, int) else (200, _completion(found) | outer.says)
                 self.reply(status, content)
 
@@ -39,11 +51,27 @@ class JudgeServer:
                 self.end_headers()
                 self.wfile.write(data)
 
+            def raw(self, answer: Raw) -> None:
+                body = answer.body
+                if not isinstance(body, bytes | Iterator):
+                    body = json.dumps(body).encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                if isinstance(body, bytes):
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                try:
+                    for piece in [body] if isinstance(body, bytes) else body:
+                        self.wfile.write(piece)
+                except OSError:  # the client has had enough
+                    pass
+
             def log_message(self, *args: Any) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:

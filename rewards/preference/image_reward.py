@@ -77,7 +77,10 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(text_config: Mapping[str, Any], **vision: Any) -> ImageRewardModel:
-    """An untrained model; by default the sizes of the published one."""
+    """An untrained model; by default the sizes of the published one.
+
+    `encoder_width` of the config is not read: the published `med_config.json` says 768, that of BLIP's base picture encoder, and
+    the original overwrites it with the width of the encoder it builds (1024)."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     sizes: dict[str, Any] = {
@@ -90,9 +93,8 @@ def build(text_config: Mapping[str, Any], **vision: Any) -> ImageRewardModel:
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",
     } | vision
-    own = dict(text_config)
-    width = own.pop("encoder_width", sizes["hidden_size"])
-    text = BlipTextConfig(**{**own, "encoder_hidden_size": width, "is_decoder": True})
+    own = {key: value for key, value in text_config.items() if key != "encoder_width"}
+    text = BlipTextConfig(**{**own, "encoder_hidden_size": sizes["hidden_size"], "is_decoder": True})
     return ImageRewardModel(BlipVisionModel(BlipVisionConfig(**sizes)), BlipTextModel(text, add_pooling_layer=False))
 
 
@@ -117,7 +119,8 @@ class ImageReward(PictureModel):
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        return model.to(DTYPES[self.dtype])
+        model.to(DTYPES[self.dtype]).head.float()
+        return model
 
     def vision_sizes(self) -> dict[str, Any]:
         """What differs from the published picture encoder."""

@@ -214,8 +214,8 @@ def test_imagereward_loads_the_published_names(tmp_path: Path) -> None:
     from transformers import BertTokenizerFast
 
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64,
-            "max_position_embeddings": 40, "encoder_width": 48, "pad_token_id": 0, "bos_token_id": 1,
-            "eos_token_id": 2, "sep_token_id": 2}  # fmt: skip
+            "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1,
+            "eos_token_id": 2, "sep_token_id": 2, "encoder_width": 24}  # fmt: skip  # not the width, as published
     (tmp_path / "med_config.json").write_text(json.dumps(text))
     torch.manual_seed(0)
     model = build(text, **SmallImageReward().vision_sizes()).eval()
@@ -248,6 +248,28 @@ def test_imagereward_loads_the_published_names(tmp_path: Path) -> None:
     other = Sample(Prompt("x", PROMPTS[1]), images=samples()[0].images)
     assert reward.score([other])[0] != pytest.approx(found[0], abs=1e-6)  # it reads the prompt
     gradient_is_right(reward)
+    rough = ready(SmallImageReward(path=str(tmp_path), tokenizer=str(tmp_path / "words"), dtype="bfloat16"))
+    assert rough.score(samples()) == pytest.approx(found, abs=0.1)
+
+
+def test_imagereward_has_the_shapes_of_the_published_weights() -> None:
+    """`med_config.json` as published: its `encoder_width` is not that of the large picture encoder."""
+    text = {
+        "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12, "num_hidden_layers": 12,
+        "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": 30524, "encoder_width": 768, "add_cross_attention": True,
+    }  # fmt: skip
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build(text).state_dict().items()}
+    for part in ("key", "value"):
+        assert shapes[f"text.encoder.layer.11.crossattention.self.{part}.weight"] == (768, 1024)
+    assert shapes["vision.embeddings.position_embedding"] == (1, 197, 1024)
+    assert shapes["vision.encoder.layers.23.self_attn.qkv.weight"] == (3072, 1024)
+    assert shapes["text.embeddings.word_embeddings.weight"] == (30524, 768) and shapes["head.layers.7.weight"] == (
+        1,
+        16,
+    )
 
 
 def original(name: str) -> str:

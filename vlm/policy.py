@@ -33,6 +33,7 @@ from mmrl.vlm.media import FrameRule
 from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, groups_of_prompts, whole_answers
 from mmrl.vlm.plan import VlmPlan, VlmSampling
 from mmrl.vlm.prompts import PromptEncoder, PromptOptions
+from mmrl.vlm.reference import match_dtypes
 from mmrl.vlm.runner import Runner, choose_runner
 from mmrl.vlm.train import PART, TARGETS, VlmTrainSpec, vision_parts
 from mmrl.vlm.views import VIEWS, Views
@@ -414,6 +415,8 @@ class VlmPolicy(Component):
     def prepare(self, train: Any, reference: bool) -> None:
         """Start a stage. An earlier LoRA is merged; what later stages do not train keeps its last values."""
         self.weights.prepare(train.choice(self.model), reference)
+        if PART in self.weights.reference:
+            match_dtypes(self.weights.reference[PART], self.model)
         set_checkpointing(self.model, train.gradient_checkpointing)
 
     def keep_slow(self) -> None:

@@ -98,6 +98,17 @@ def test_the_first_ratio_is_one(name: str, way: str, folders: dict[str, Path]) -
         assert (change > 1e-2).tolist() == policy.has_view(rollout, whole(rollout), view).tolist()
 
 
+@pytest.mark.parametrize("name", (*QWEN, *OTHERS))
+def test_in_bfloat16_the_reference_of_full_training_rounds_as_the_policy_does(
+    name: str, folders: dict[str, Path]
+) -> None:
+    policy = policy_of(folders[name], dtype="bfloat16")
+    prompt = Prompt("one", "How many red squares are there?", (picture(0),))
+    answer = policy.given([Sample(prompt, text="two red ones")])
+    own, reference = (policy.replay(answer, whole(answer), model=model) for model in ("policy", "reference"))
+    assert torch.equal(own.log_prob.detach(), reference.log_prob)
+
+
 @pytest.mark.parametrize("name", QWEN)
 def test_packed_and_padded_agree(name: str, folders: dict[str, Path]) -> None:
     packed, padded = (policy_of(folders[name], way) for way in ("packed", "padded"))

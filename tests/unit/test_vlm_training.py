@@ -129,17 +129,28 @@ def test_the_reference_is_the_policy_at_the_start_of_the_stage(spec: VlmTrainSpe
 
 
 @pytest.mark.parametrize("scoring", ["packed", "padded"])
-def test_the_reference_of_full_training_is_the_loaded_model_in_its_own_dtype(scoring: str) -> None:
-    policy = TinyQwen3VL(dtype="bfloat16", scoring=scoring)
-    policy.load("cpu")
+@pytest.mark.parametrize("spec", [VlmTrainSpec(), VlmTrainSpec(parameters=("*layers.1.*",))])
+def test_the_reference_of_full_training_in_bfloat16_rounds_as_the_policy_does(scoring: str, spec: VlmTrainSpec) -> None:
+    policy = policy_of(spec, reference=True, dtype="bfloat16", scoring=scoring)
     rollout = roll(policy)
-    start = log_prob(policy, rollout)
-    rollout.payload.seen.clear()
-    policy.prepare(VlmTrainSpec(), True)
     assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
-    assert {value.dtype for name, value in policy.frozen_state().items()} == {torch.bfloat16}
+    start = log_prob(policy, rollout)
+    assert torch.equal(log_prob(policy, rollout, model="reference"), start)  # so a KL term starts at 0
     nudge(policy)
+    assert (log_prob(policy, rollout) - start).abs().max() > 1e-2
     assert torch.equal(log_prob(policy, rollout, model="reference"), start)
+
+
+def test_the_reference_of_full_training_keeps_the_dtype_of_what_autocast_narrows() -> None:
+    policy = policy_of(reference=True, dtype="bfloat16")
+    dtypes = {name: value.dtype for name, value in policy.frozen_state().items()}
+    wide = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert any("embed_tokens" in name for name in wide) and any("norm" in name for name in wide)
+    assert not any("_proj." in name or "linear_fc" in name for name in wide)
+    loaded = TinyQwen3VL(dtype="bfloat16")
+    loaded.load("cpu")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(policy.frozen_state()[f"reference.model.{name}"].to(value.dtype), value)
 
 
 def test_pixels_are_forgotten_where_features_are_kept() -> None:

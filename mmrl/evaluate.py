@@ -1,6 +1,7 @@
 """Held-out evaluation: fixed prompts, fixed noise, deterministic sampling, every reward counted.
 
-Names of the numbers: `REWARD[/KEY=VALUE[,KEY=VALUE]][/blind | /chance]`, and `/failed`, `/skipped` for what is no number.
+Names of the numbers: `REWARD[/KEY=VALUE[,KEY=VALUE]][/media | /blind | /chance]`, and `/failed`, `/skipped` for what is no
+number.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def evaluate(
 
     `by` are keys of `Prompt.meta`: every reward is also averaged over the prompts of each value ("exact/kind=count"), or
     of each combination of values ("exact/kind=count,level=1"). With `blind`, the prompts with media are also asked
-    through the policy's blind view ("exact/blind", "exact/kind=count/blind"). With an `objective`, what its shapings want
+    through the policy's blind view ("exact/blind", "exact/kind=count/blind"); where others have none, what looking earned on
+    those with media is given too ("exact/media", "exact/kind=count/media"). With an `objective`, what its shapings want
     to know of held-out samples is measured too ("measured/rac").
     """
     mine = draws[_slice(draws, rewards, group)]
@@ -105,10 +107,7 @@ def evaluate(
     if objective is not None and objective.evaluates:
         metrics |= _measured(objective, policy, samples, table, draws, rewards, batch_size, group)
     if blind and policy.blind_view is not None:
-        seeing = np.array([bool(prompt.media) for prompt in prompts])
-        if not seeing.all():  # what a blind number is to be compared with
-            found = summarise(rewards.names, table[0][seeing], table[1][seeing])
-            metrics |= {f"{name}/media": value for name, value in found.items() if name in rewards.names}
+        metrics |= _with_media(rewards.names, table, prompts, by)
         asked = [draw for draw in draws if draw.prompt.media]
         own = asked[_slice(asked, rewards, group)]
         seen = _generate(policy, plan, own, batch_size, policy.blind_view)
@@ -126,22 +125,36 @@ def _slice(draws: Sequence[Draw], rewards: RewardSet, group: Group) -> slice:
 
 
 def chance(prompts: Sequence[Prompt], rewards: RewardSet, group: Group, by: By = ()) -> dict[str, float]:
-    """What answers without looking earn: the mean of every reward over `meta["guesses"]` of the prompts, a list of whole
-    answers by someone who knows the question alone ("exact/chance", "exact/kind=count/chance"). Collective.
+    """What answers without looking earn: `meta["guesses"]` of a prompt is a list of whole answers by someone who knows the question
+    alone. Their mean reward is that of the prompt, and a number is the mean over prompts ("exact/chance",
+    "exact/kind=count/chance"). Collective.
 
-    A number is left out where one of its prompts has no guesses.
+    A number is left out where one of its prompts has no guesses. Guesses that a reward failed on, or does not judge, are in no
+    mean and are counted ("exact/chance/failed", "exact/chance/skipped").
     """
     mine = prompts[slice_of(len(prompts), group.rank, group.world)]
     scores = rewards.score([Sample(prompt, text=guess) for prompt in mine for guess in _guesses(prompt)])
-    table = _joined(group.gather((scores.values, scores.status)))
+    values, status = _joined(group.gather((scores.values, scores.status)))
     counts = np.array([len(_guesses(prompt)) for prompt in prompts], dtype=np.int64)
-    metrics: dict[str, float] = {}
-    for part, rows in [("", np.ones(len(prompts), dtype=bool)), *_parts(prompts, by)]:
+    table = _per_prompt(values, status, np.repeat(np.arange(len(prompts)), counts), len(prompts))
+    counted = summarise(rewards.names, values, status)
+    metrics = {f"{name}/chance{rest}": counted[name + rest] for name in rewards.names
+               for rest in ("/failed", "/skipped") if name + rest in counted}  # fmt: skip
+    for part, rows in _all_and_parts(prompts, by):
         if (counts[rows] > 0).all():
-            inside = np.repeat(rows, counts)
-            found = summarise(rewards.names, table[0][inside], table[1][inside])
+            found = summarise(rewards.names, table[0][rows], table[1][rows])
             metrics |= {f"{name}{part and '/'}{part}/chance": found[name] for name in rewards.names if name in found}
     return metrics
+
+
+def _per_prompt(values: np.ndarray, status: np.ndarray, owner: np.ndarray, count: int) -> Table:
+    """Means of `values (M, K)` over the ok samples of each of `count` prompts, `owner (M,)` being theirs; a prompt without any is
+    skipped."""
+    ok = status == OK
+    number, total = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
+    np.add.at(number, owner, ok)
+    np.add.at(total, owner, np.where(ok, values, 0.0))
+    return total / np.maximum(number, 1), np.where(number > 0, OK, SKIPPED)
 
 
 def _generate(
@@ -190,6 +203,24 @@ def _means(names: Sequence[str], table: Table, prompts: Sequence[Prompt], by: By
         found = summarise(names, values[rows], status[rows])
         metrics |= {f"{name}/{part}{how}": found[name] for name in names if name in found}
     return metrics
+
+
+def _with_media(names: Sequence[str], table: Table, prompts: Sequence[Prompt], by: By) -> dict[str, float]:
+    """What blind numbers are to be compared with: means over the prompts with media, of all and of every part where others have
+    none."""
+    seeing = np.array([bool(prompt.media) for prompt in prompts])
+    metrics: dict[str, float] = {}
+    for part, rows in _all_and_parts(prompts, by):
+        if not seeing[rows].all():
+            found = summarise(names, table[0][rows & seeing], table[1][rows & seeing])
+            metrics |= {f"{name}{part and '/'}{part}/media": found[name] for name in names if name in found}
+    return metrics
+
+
+def _all_and_parts(prompts: Sequence[Prompt], by: By) -> Iterator[tuple[str, np.ndarray]]:
+    """("", every row), and what `_parts` gives."""
+    yield "", np.ones(len(prompts), dtype=bool)
+    yield from _parts(prompts, by)
 
 
 def _parts(prompts: Sequence[Prompt], by: By) -> Iterator[tuple[str, np.ndarray]]:

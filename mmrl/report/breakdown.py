@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from mmrl.report.change import in_unit
 from mmrl.report.data import RunData, Stage, number
@@ -12,7 +13,8 @@ from mmrl.report.measures import Measure, deciding, measures, reward_names
 
 @dataclass(frozen=True)
 class Bars:
-    """One group of bars: shares in [0, 1], NaN where nothing was measured. `blind`: after the stage, without looking."""
+    """One group of bars, of the same prompts: shares in [0, 1], NaN where nothing was measured. `blind`: after the stage,
+    without looking."""
 
     label: str
     before: float
@@ -47,26 +49,30 @@ def _of_stage(data: RunData, stage: Stage) -> list[Breakdown]:
     for part in dict.fromkeys(found.part for found in own if found.part):
         keys.setdefault(tuple(piece.partition("=")[0] for piece in part.split(",")), []).append(part)
     whole = _bars(stage, reward, "", "all prompts")
-    rows = {key: [_bars(stage, reward, part, _label(part)) for part in parts] for key, parts in keys.items()}
+    rows = {key: [bars for part in parts for bars in _bars(stage, reward, part, _label(part))]
+            for key, parts in keys.items()}  # fmt: skip
     if not rows:
-        return [Breakdown(stage.name, reward, "", [whole])]
+        return [Breakdown(stage.name, reward, "", whole)]
     return [
-        Breakdown(stage.name, reward, "by " + " and ".join(key), [*([] if number else [whole]), *found])
+        Breakdown(stage.name, reward, "by " + " and ".join(key), [*([] if number else whole), *found])
         for number, (key, found) in enumerate(rows.items())
     ]
 
 
-def _bars(stage: Stage, reward: str, part: str, label: str) -> Bars:
+def _bars(stage: Stage, reward: str, part: str, label: str) -> list[Bars]:
+    """Of the prompts of a part; where some have no media, those that have some stand once more, beside what they earn unseen."""
     first, last = stage.evaluations[0], stage.evaluations[-1]
-    once = len(stage.evaluations) == 1
-    plain, blind, chance = (Measure(reward, part, how).key for how in ("", "blind", "chance"))
-    return Bars(
-        label=label,
-        before=number(first.get(plain)),
-        after=math.nan if once else number(last.get(plain)),
-        blind=number(last.get(blind)),
-        chance=number(last.get(chance)),
-    )
+
+    def value(line: dict[str, Any], how: str) -> float:
+        return number(line.get(Measure(reward, part, how).key))
+
+    def bars(label: str, how: str, blind: float, chance: float) -> Bars:
+        return Bars(label, value(first, how), math.nan if first is last else value(last, how), blind, chance)
+
+    blind, chance = value(last, "blind"), value(last, "chance")
+    if math.isnan(value(last, "media")):
+        return [bars(label, "", blind, chance)]
+    return [bars(label, "", math.nan, chance), bars(f"{label}, with media", "media", blind, math.nan)]
 
 
 def _label(part: str) -> str:

@@ -19,8 +19,10 @@ class Change:
     unit: bool
     before: float
     after: float
+    media: tuple[float, float] = (math.nan, math.nan)
+    """Before and after, on the prompts with media, where others have none."""
     blind: tuple[float, float] = (math.nan, math.nan)
-    """Before and after, asked without pictures."""
+    """Before and after, prompts with media asked without looking at it."""
     chance: float = math.nan
     """What guesses earn."""
 
@@ -52,10 +54,12 @@ class Change:
 
     @property
     def beside(self) -> str:
-        """Blind accuracy and chance, where there are any."""
-        said = []
-        if not all(math.isnan(value) for value in self.blind):
-            said.append("blind " + " → ".join(self.shown(value) for value in self.blind))
+        """Blind accuracy, with what it is to be compared with, and chance, where there are any."""
+        said = [
+            f"{name} " + " → ".join(self.shown(value) for value in pair)
+            for name, pair in (("with media", self.media), ("blind", self.blind))
+            if not all(math.isnan(value) for value in pair)
+        ]
         if not math.isnan(self.chance):
             said.append(f"chance {self.shown(self.chance)}")
         return ", ".join(said)
@@ -82,6 +86,11 @@ def _stage_change(data: RunData, stage: Stage) -> StageChange | None:
     first, last = stage.evaluations[0], stage.evaluations[-1]
     names = [name for name in reward_names(stage) if not math.isnan(number(last.get(f"eval/{name}")))]
     untrained = data.held_out
+
+    def both(name: str, how: str) -> tuple[float, float]:
+        key = Measure(name, how=how).key
+        return number(first.get(key)), number(last.get(key))
+
     found = [
         Change(
             name=name,
@@ -89,7 +98,8 @@ def _stage_change(data: RunData, stage: Stage) -> StageChange | None:
             unit=in_unit(data, name),
             before=number(first.get(f"eval/{name}")),
             after=number(last.get(f"eval/{name}")),
-            blind=(number(first.get(Measure(name, how="blind").key)), number(last.get(Measure(name, how="blind").key))),
+            media=both(name, "media"),
+            blind=both(name, "blind"),
             chance=number(last.get(Measure(name, how="chance").key)),
         )
         for name in sorted(names, key=lambda name: (name not in untrained, names.index(name)))

@@ -14,7 +14,7 @@ HOWS = ("blind", "chance", "media")
 @dataclass(frozen=True)
 class Measure:
     """`reward` over the prompts of a `part` ("kind=count,level=1"; "" is all of them), asked as `how` says: "" as usual,
-    "blind", what guesses earn by "chance", or all with "media"."""
+    "blind", what guesses earn by "chance"; "media": as usual, those with media alone, where others have none."""
 
     reward: str
     part: str = ""

@@ -170,9 +170,9 @@ def _evaluations(stage: Stage, held_out: set[str], unit: Callable[[str], bool]) 
         (near if unit(name) else far).append(Curve(label, curve.x, curve.y, name in held_out))
     main = deciding(names, held_out)
     if main is not None and unit(main):
-        for how in ("blind", "chance"):
+        for how, named in (("media", "with media"), ("blind", "blind"), ("chance", "chance")):
             curve = _curve(stage.evaluations, Measure(main, how=how).key, "")
-            guides.append(Curve(f"{main}, {how}", curve.x, curve.y, guide=True))
+            guides.append(Curve(f"{main}, {named}", curve.x, curve.y, guide=True))
     title, note = "Held-out prompts", "mean reward at each evaluation"
     found = [Panel(title, [*near, *guides], note, "points", wide=True)] if near else []
     found += [Panel(title, [curve], curve.label, "points", wide=not found and len(far) == 1) for curve in far]

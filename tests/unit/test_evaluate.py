@@ -78,16 +78,37 @@ def test_blind_is_asked_of_every_part_that_has_media(group: Group) -> None:
     assert found["exact/media"] == pytest.approx(2 / 3)
 
 
+def test_blind_is_compared_with_prompts_that_have_media(group: Group) -> None:
+    """Per part too, wherever some of its prompts have none; the part without any has nothing to compare."""
+    mixed = [*PROMPTS, prompt(4, "count", 1, "5", "5", media=False), prompt(5, "sums", 1, "1", "1")]
+    draws = evaluation_draws(mixed, 1, 0)
+    found = evaluate(Says(), None, draws, rewards(), 0, 2, group, ("kind", ("kind", "level")), True).metrics
+    assert {name: value for name, value in found.items() if name.endswith("/media")} == {
+        "exact/media": pytest.approx(3 / 4),
+        "exact/kind=count/media": pytest.approx(2 / 3),
+        "exact/kind=count,level=1/media": pytest.approx(1 / 2),
+    }
+
+
 def test_chance_is_what_the_guesses_earn(group: Group) -> None:
-    """Over all guesses; left out wherever one of the prompts has none."""
+    """A prompt counts once, however many guesses it has; left out wherever one of the prompts has none."""
     found = chance(PROMPTS, rewards(), group, ("kind", ("kind", "level")))
     assert found == {
-        "exact/kind=count/chance": pytest.approx(3 / 7),
-        "exact/kind=count,level=1/chance": pytest.approx(2 / 6),
+        "exact/kind=count/chance": pytest.approx((1 / 2 + 1 / 4 + 1) / 3),
+        "exact/kind=count,level=1/chance": pytest.approx((1 / 2 + 1 / 4) / 2),
         "exact/kind=count,level=2/chance": 1.0,
     }
-    assert chance(PROMPTS[:3], rewards(), group)["exact/chance"] == pytest.approx(3 / 7)
+    assert chance(PROMPTS[:3], rewards(), group)["exact/chance"] == pytest.approx(7 / 12)
     assert chance([], rewards(), group) == {} and chance(PROMPTS[3:], rewards(), group) == {}
+
+
+def test_guesses_without_a_score_are_counted(group: Group) -> None:
+    class Fails(Equal):
+        def score(self, samples: Sequence[Sample]) -> list[float | None]:
+            return [float("nan") if one.text in ("2", "4") else float(one.text == "1") for one in samples]
+
+    found = chance(PROMPTS[:3], RewardSet({"exact": Use(Fails())}), group)
+    assert found == {"exact/chance": pytest.approx((1 + 1 / 2) / 2), "exact/chance/failed": 4.0}
 
 
 def test_guesses_are_no_group_to_be_compared(group: Group) -> None:
@@ -100,7 +121,7 @@ def test_guesses_are_no_group_to_be_compared(group: Group) -> None:
         _held_out=lambda: PROMPTS[:3], _rewards=lambda stage: pairs,
     )  # fmt: skip
     stage: Any = SimpleNamespace(name="rl")
-    assert Trainer._chance(run, stage) == {"exact/chance": pytest.approx(3 / 7)}
+    assert Trainer._chance(run, stage) == {"exact/chance": pytest.approx(7 / 12)}
 
 
 def test_a_reward_of_groups_sees_the_samples_of_a_prompt(group: Group) -> None:

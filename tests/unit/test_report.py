@@ -366,6 +366,27 @@ def test_right_answers_by_kind_and_level_with_chance_and_blind(tmp_path: Path) -
     assert "after, blind" in page and "blind 22.0 % → 22.0 %, chance 24.5 %" in page and "+20.0 points" in page
 
 
+def test_blind_stands_beside_what_looking_earns_on_the_same_prompts(tmp_path: Path) -> None:
+    """Where some prompts have no media, all of them say nothing about what looking is worth."""
+    folder = looking_run(tmp_path)
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for line, gain in ((lines[0], 0.0), (lines[-1], 0.2)):
+        line |= {"eval/right/media": 0.3 + gain, "eval/right/kind=maze/media": 0.11 + gain}
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = read_run(folder)
+    rows = {row.label: row for row in breakdowns(data)[0].rows}
+    assert list(rows) == ["all prompts", "all prompts, with media", "maze", "maze, with media", "<b>jigsaw"]
+    assert math.isnan(rows["all prompts"].blind) and rows["all prompts"].chance == 0.245
+    seen = rows["all prompts, with media"]
+    assert (seen.before, seen.after, seen.blind) == (0.3, 0.5, 0.22) and math.isnan(seen.chance)
+    assert (rows["maze, with media"].before, rows["maze, with media"].blind) == (0.11, 0.05)
+    assert rows["<b>jigsaw"].blind == 0.05
+    right = next(change for change in changes(data)[0].changes if change.name == "right")
+    assert right.beside == "with media 30.0 % → 50.0 %, blind 22.0 % → 22.0 %, chance 24.5 %"
+    held = next(panel for panel in panels(data.stages[0], []) if panel.title == "Held-out prompts")
+    assert ("right, with media", True) in [(curve.label, curve.guide) for curve in held.curves]
+
+
 def test_parts_of_a_reward_are_no_rewards_of_their_own(tmp_path: Path) -> None:
     data = read_run(looking_run(tmp_path))
     assert [change.name for stage in changes(data) for change in stage.changes] == ["right", "format"]

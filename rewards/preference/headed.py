@@ -115,6 +115,7 @@ class Headed(Reward):
         self._processor = self._load_processor()
         model = self._make_backbone(backbone, file)
         fill(model, cast(backbone, DTYPES[self.dtype]), file, assign=True)
+        model.to(DTYPES[self.dtype])  # the frequencies of the positions too: the originals round them
         head = self.make_head(model.config.text_config.hidden_size, own, file)
         fill(head, cast(own, torch.float32), file, assign=True)
         return HeadedModel(model, head)

@@ -65,7 +65,7 @@ class Tiny:
                 for name, token in (("image", "<|image_pad|>"), ("video", "<|video_pad|>")):
                     pixels = inputs.get("pixel_values" if name == "image" else "pixel_values_videos")
                     if pixels is not None:
-                        seen = found.visual(pixels, grid_thw=inputs[f"{name}_grid_thw"]).pooler_output
+                        seen = found.visual(pixels.to(found.dtype), grid_thw=inputs[f"{name}_grid_thw"]).pooler_output
                         where = ids == self.processor.tokenizer.convert_tokens_to_ids(token)
                         embeds[where] = seen
                 out = found.language_model(inputs_embeds=embeds).last_hidden_state[0]

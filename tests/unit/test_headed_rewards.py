@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_bfloat16_keeps_the_head_in_float32(hpsv3: Any) -> None:
     assert {one.dtype for one in reward._model.head.parameters()} == {torch.float32}
     assert all(one is not None and math.isfinite(one) for one in reward.score(drawn()))
     assert HpsV3().dtype == VideoAlign().dtype == EditReward().dtype == "bfloat16"
+
+
+def test_bfloat16_rounds_the_frequencies_as_the_originals_do(hpsv3: Any) -> None:
+    """They cast the whole module, and with it the buffers; far into a row a rounded frequency is another angle."""
+    tiny, folder, head = hpsv3
+    reward = ready(HpsV3, path=str(folder), base=tiny.base, pixels=PIXELS, dtype="bfloat16")
+    sample = Sample(Prompt("long", "a red circle and " * 40 + "a star"), images=drawn()[0].images)
+    text = QUESTION.replace("{prompt}", sample.prompt.text)
+    (hidden,) = tiny.hidden(text, [pil(sample.images[0])], model=copy.deepcopy(tiny.model).to(torch.bfloat16).model)
+    assert reward.score([sample])[0] == pytest.approx(applied(head, hidden)[0], rel=1e-4)
+    turns = reward._model.backbone.language_model.rotary_emb
+    exact, _ = turns.compute_default_rope_parameters(turns.config)
+    assert turns.inv_freq.tolist() == [float(one.bfloat16()) for one in exact] != exact.tolist()
 
 
 def test_videos_by_hpsv3(hpsv3: Any) -> None:

@@ -8,44 +8,73 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-YES = ("yes", "Yes", "YES", " yes", " Yes", "1", "true", "True")
-NO = ("no", "No", "NO", " no", " No", "0", "false", "False")
-NUMBER = r"[-+]?\d+(?:\.\d+)?"
-AXIS = re.compile(rf"(\w+)\s+score\s*(?:\(1-5\))?\s*:\s*({NUMBER})(?![\d.])", re.IGNORECASE)
-FINAL = re.compile(rf"final\s+score\s*:\s*({NUMBER})(?![\d.])", re.IGNORECASE)
+YES = ("yes", "true", "1")
+NO = ("no", "false", "0")
+BLANKS = " \t\r\n\u2581\u0120\u010a"
+"""What tokenizers write before, or for, a blank or a line end."""
+UNSEEN = 0.01
+"""The most that tokens which are not listed may move a share."""
+NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
+ENDS = r"(?![\w%]|[.,]\d|\s*[-\u2013]\s*\d|\s*(?:/|out\s+of)(?!\s*5\b))"
+"""After a number from 1 to 5: no further digits, no other scale, no span."""
+AXIS = re.compile(rf"(\w+)\s+score\s*(?:\(1-5\))?\s*:\s*({NUMBER}){ENDS}", re.IGNORECASE)
+FINAL = re.compile(rf"final\s+score\s*:\s*({NUMBER}){ENDS}", re.IGNORECASE)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 BETTER = re.compile(r"\b(?:edited\s+)?(?:image|video|candidate)\s*([12])\b", re.IGNORECASE)
+WORSE = re.compile(r"\b(?:worse|inferior|loses|not|cannot)\b|n['\u2019]t\b", re.IGNORECASE)
 TIE = re.compile(r"\b(?:tie|equal|equally good|both|neither)\b", re.IGNORECASE)
+OBJECT = re.compile(r'\{\s*"')
+
+
+def spoken(text: str) -> str:
+    """What follows the thoughts of a text that begins with `<think>`; every other text as it is."""
+    return text.partition("</think>")[2] if text.lstrip().startswith("<think>") else text
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object in a text: bare, fenced, between other words, or a JSON text of one; None without one."""
-    decoder = json.JSONDecoder()
-    found: dict[str, Any] | None = None
+    """The last JSON object in a text: bare, fenced, between other words, after thoughts, or a JSON text of one.
+
+    None without one; and where it is not plain which is the judge's own, as one begins and cannot be read, has a name twice, or
+    two say different things under one name: a judge that quotes what it judges must not lend it its voice.
+    """
+    text = spoken(text)
+    decoder = json.JSONDecoder(object_pairs_hook=_named_once)
+    found: list[dict[str, Any]] = []
     place = 0
     while (place := text.find("{", place)) != -1:
         try:
-            value, end = decoder.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError):
+            value, place = decoder.raw_decode(text, place)
+            found.append(value)
+        except (ValueError, RecursionError):
+            if OBJECT.match(text, place):
+                return None
             place += 1
-            continue
-        found, place = (value if isinstance(value, dict) else found), end
-    if found is None:
+    if not found:
         try:
             inner = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return None
         return json_object(inner) if isinstance(inner, str) else None
+    last = found[-1]
+    return None if any(one[name] != last[name] for one in found for name in one.keys() & last.keys()) else last
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name that comes twice")
     return found
 
 
 def number(value: Any, low: float, high: float) -> float | None:
-    """A finite number (or a text of one) between `low` and `high`; None for anything else."""
-    if isinstance(value, bool):
+    """A finite number (or a plain text of one) between `low` and `high`; None for anything else."""
+    if isinstance(value, str):
+        value = value.strip() if re.fullmatch(NUMBER, value.strip()) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except OverflowError:
         return None
     return found if math.isfinite(found) and low <= found <= high else None
 
@@ -57,9 +86,17 @@ def field(text: str, name: str, low: float, high: float) -> float | None:
 
 
 def yes_share(first: Mapping[str, float]) -> float | None:
-    """P(yes) / (P(yes) + P(no)) from the log-probs of the likeliest first tokens; None where neither is among them."""
-    yes, no = (sum(math.exp(first[word]) for word in words if word in first) for words in (YES, NO))
-    return yes / (yes + no) if yes + no > 0 else None
+    """P(yes) / (P(yes) + P(no)) from the log-probs of the likeliest first tokens, in whatever case and with blanks around them.
+
+    None where these are less than half of what could come first (the judge says something else), or where tokens that are not
+    listed, each at most as likely as the last that is, could move the share by more than `UNSEEN`.
+    """
+    said = [(token.strip(BLANKS).casefold(), math.exp(value)) for token, value in first.items()]
+    yes, no = (sum(p for token, p in said if token in words) for words in (YES, NO))
+    if yes + no < 0.5:
+        return None
+    unseen = min(max(0.0, 1.0 - sum(p for _, p in said)), min(p for _, p in said))
+    return yes / (yes + no) if unseen <= UNSEEN * (yes + no) else None
 
 
 def final_score(text: str, low: float = 1.0, high: float = 5.0) -> float | None:
@@ -78,17 +115,19 @@ def axes(text: str, names: Sequence[str], low: float = 1.0, high: float = 5.0) -
 
 
 def winner(text: str) -> int | None:
-    """Who is better in a text: 1, 2, 0 for a tie; None where it names both, or nobody."""
+    """Who is better in a text: 1, 2, 0 for a tie; None where it names both, or nobody, or says who is not."""
     named = {int(one) for one in BETTER.findall(text)}
+    if WORSE.search(text):
+        return None
     if len(named) == 1:
         return named.pop()
     return 0 if not named and TIE.search(text) else None
 
 
 def answered_winner(text: str) -> int | None:
-    """The winner inside the last `<answer>` of a text (UnifiedReward-Think)."""
-    found = ANSWER.findall(text)
-    return winner(found[-1]) if found else None
+    """The winner inside `<answer>`, after the thoughts of a text (UnifiedReward-Think); None where several do not agree."""
+    found = {winner(one) for one in ANSWER.findall(spoken(text))}
+    return found.pop() if len(found) == 1 else None
 
 
 def edit_scores(text: str, high: float = 25.0) -> tuple[float, float] | None:
@@ -104,11 +143,13 @@ def edit_scores(text: str, high: float = 25.0) -> tuple[float, float] | None:
 def flex(text: str) -> tuple[int, dict[str, int]] | None:
     """Winner and winner per category of UnifiedReward-Flex's JSON; None where the winner cannot be read."""
     found = json_object(text)
-    if found is None or (overall := winner(str(found.get("winner", "")))) is None:
+    overall = None if found is None else winner(str(found.get("winner", "")))
+    if found is None or overall is None:
         return None
     categories = found.get("categories")
     own: dict[str, int] = {}
-    for one in categories if isinstance(categories, list) else []:
+    for place, one in enumerate(categories if isinstance(categories, list) else []):
         if isinstance(one, dict) and (who := winner(str(one.get("cat_winner", "")))) is not None:
-            own[str(one.get("name", len(own)))] = who
+            name = str(one.get("name", place))
+            own[f"{name} {place}" if name in own else name] = who
     return overall, own

@@ -6,8 +6,11 @@ failure never turns into a number: the sample is left out of its group's statist
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -35,6 +38,9 @@ class Graded(float):
         self = super().__new__(cls, value)
         self.how = how
         return self
+
+    def __getnewargs__(self) -> tuple[float, str]:  # type: ignore[override]
+        return float(self), self.how
 
 
 class Failed:
@@ -67,12 +73,25 @@ class Reward(Component):
     licence: ClassVar[str] = "unknown"
 
     @model_validator(mode="after")
-    def _knows_its_needs(self) -> Reward:
-        unknown = [need for need in self.needs if need not in get_args(Need)]
+    def _describes_itself(self) -> Reward:
+        said, needs = f"class {type(self).__name__}", self.needs
+        if not isinstance(needs, list | tuple):
+            raise ValueError(f"{said} has needs = {needs!r}; expected a tuple, such as ('image',)")
+        unknown = [need for need in needs if need not in get_args(Need)]
         if unknown:
-            raise ValueError(
-                f"class {type(self).__name__} needs {unknown[0]!r}; known needs: {', '.join(get_args(Need))}"
-            )
+            raise ValueError(f"{said} needs {unknown[0]!r}; known needs: {', '.join(get_args(Need))}")
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"{said} has scope = {self.scope!r}; expected one of {', '.join(get_args(Scope))}")
+        for name in ("higher_is_better", "deterministic", "differentiable"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{said} has {name} = {getattr(self, name)!r}; expected True or False")
+        for name in ("revision", "licence"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{said} has {name} = {getattr(self, name)!r}; expected a text")
+        try:
+            bounds(self.range)
+        except ValueError as error:
+            raise ValueError(f"{said} has range = {error}") from None
         return self
 
     def limits(self) -> tuple[float | None, float | None]:
@@ -120,13 +139,36 @@ class Reward(Component):
 def set_up(reward: Reward, name: str, device: torch.device) -> None:
     """`reward.setup(device)`; raises UserError with one line for whatever it raises."""
     try:
-        reward.setup(device)
+        with staying():
+            reward.setup(device)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{name} cannot be loaded: {one_line(type(error).__name__, error)}{line_of(error, __file__)}"
         ) from error
+
+
+def bounds(given: Any) -> tuple[float | None, float | None]:
+    """`given` if it is a (smallest, largest) score, either None for none. Raises ValueError that says what it is instead."""
+    wanted = "expected (smallest, largest), either None for none"
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise ValueError(f"{given!r}; {wanted}")
+    low, high = given
+    if any(one is not None and (not isinstance(one, Real) or math.isnan(one)) for one in given):
+        raise ValueError(f"{given!r}; {wanted}")
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"{given!r}, from {low:g} to {high:g}; {wanted}")
+    return low, high
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Raises RuntimeError for a `sys.exit` in here: a reward that leaves has failed, and a run does not end as if it were done."""
+    try:
+        yield
+    except SystemExit as stop:
+        raise RuntimeError(f"called sys.exit({stop.code!r})").with_traceback(stop.__traceback__) from None
 
 
 def rgb(image: Any) -> np.ndarray:

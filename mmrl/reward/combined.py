@@ -17,7 +17,7 @@ from mmrl.compose.transform import Seen, Transform
 from mmrl.errors import UserError
 from mmrl.reward.base import Graded, Reward, lacking
 from mmrl.reward.parts import file_parts, restore_parts, take_parts
-from mmrl.reward.scored import outcomes, places
+from mmrl.reward.scored import outcomes, places, printable
 from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Prompt, Sample, Scores
 
 
@@ -92,7 +92,7 @@ class RewardSet:
         return any(reward.scope != "pointwise" for reward in self.rewards)
 
     def score(self, samples: Sequence[Sample], group: Sequence[int] | None = None) -> Scores:
-        """Every reward on every sample; what a reward raises becomes a failure (not KeyboardInterrupt, SystemExit).
+        """Every reward on every sample; what a reward raises becomes a failure (`sys.exit` too; not KeyboardInterrupt).
 
         `group (N,)` says which samples are compared with each other. Raises UserError where a reward needs it and it is missing.
         """
@@ -118,11 +118,13 @@ class RewardSet:
                 outcome = outcome if wrong is None else f"reward '{name}' left {wrong}{where[row]}"
                 if isinstance(outcome, str):
                     status[row, column] = FAILED
-                    messages.append(outcome)
+                    messages.append(printable(outcome))
                 elif outcome is not None:
                     status[row, column], values[row, column] = OK, outcome
                     if isinstance(outcome, Graded):
-                        samples[row].meta.setdefault("graded", {})[name] = outcome.how
+                        known = samples[row].meta.get("graded")
+                        said = known if isinstance(known, dict) else {}
+                        samples[row].meta["graded"] = {**said, name: str(outcome.how)}
         return Scores(self.names, values, status, messages)
 
     def total(self, scores: Scores, group: Any) -> np.ndarray:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from mmrl.reward.base import Failed, Graded, Reward, Scope
+from mmrl.reward.base import Failed, Graded, Reward, Scope, staying
+from mmrl.reward.scored import listed, number_of
 from mmrl.rollout import Sample
 from mmrl.seeding import permutation
 
@@ -115,7 +116,11 @@ class PairwiseReward(Reward):
         if not pairs:
             return []
         try:
-            found = [checked(value) for value in self.compare(pairs)]
+            with staying():
+                told = listed(self.compare(pairs))
+            if not isinstance(told, list):
+                raise TypeError(f"expected a list with one verdict per pair, got a {type(told).__name__}")
+            found = [checked(value) for value in told]
             if len(found) != len(pairs):
                 raise ValueError(f"{len(found)} verdicts for {len(pairs)} pairs")
             return found
@@ -163,9 +168,9 @@ def checked(value: Any) -> Verdict:
     """A verdict as it may be: a number from 0 to 1, `Failed` or None. Raises ValueError for anything else."""
     if value is None or isinstance(value, Failed):
         return value
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"a verdict is a number from 0 to 1, got {number:g}")
+    number = number_of(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"a verdict is a number from 0 to 1, got {value!r}")
     return number
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
+from mmrl.reward.scored import number_of
 from mmrl.rollout import Sample
 
 KEY = "components"
@@ -43,12 +43,8 @@ def file_parts(sample: Sample, name: str, left: Any) -> str | None:
     if not isinstance(left, Mapping):
         return f"{wrong}a {type(left).__name__}; expected a dictionary of finite numbers"
     for key, value in left.items():
-        if (
-            not isinstance(key, str)
-            or isinstance(value, bool)
-            or not isinstance(value, Real)
-            or not math.isfinite(value)
-        ):
+        number = None if isinstance(value, bool) else number_of(value)
+        if not isinstance(key, str) or number is None or not math.isfinite(number):
             return f"{wrong}{ascii(key)[:60]}: {ascii(value)[:60]}; expected a dictionary of finite numbers"
     others = sample.meta.get(KEY, {})
     sample.meta[KEY] = {**others, name: {key: float(value) for key, value in left.items()}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from numbers import Real
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmrl.errors import line_of, one_line
-from mmrl.reward.base import Failed, Graded, Reward
+from mmrl.reward.base import Failed, Graded, Reward, bounds, staying
 from mmrl.rollout import Sample
 
 
@@ -49,13 +49,13 @@ def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -
         return []
     said = f"reward '{name}'"
     try:
-        raw = _listed(reward.score(samples))
+        with staying():
+            raw, limits = listed(reward.score(samples)), bounds(reward.limits())
     except Exception as error:
         if reward.scope != "pointwise":  # one by one there is nothing to compare
-            line = f"{said} raised {one_line(type(error).__name__, error)}"
-            return [f"{line}{place}{line_of(error, __file__)}" for place in where]
+            return [f"{said} raised {_worded(error)}{place}{line_of(error, __file__)}" for place in where]
         if len(samples) == 1:
-            return [f"{said} raised {one_line(type(error).__name__, error)}{where[0]}{line_of(error, __file__)}"]
+            return [f"{said} raised {_worded(error)}{where[0]}{line_of(error, __file__)}"]
         return [_score(name, reward, [sample], [place])[0] for sample, place in zip(samples, where, strict=True)]
     if not isinstance(raw, list):
         return [
@@ -64,10 +64,10 @@ def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -
         ]
     if len(raw) != len(samples):
         return [f"{said} returned {len(raw)} scores for {len(samples)} samples{place}" for place in where]
-    return [_checked(value, said, reward.limits(), place) for value, place in zip(raw, where, strict=True)]
+    return [_checked(value, said, limits, place) for value, place in zip(raw, where, strict=True)]
 
 
-def _listed(raw: Any) -> Any:
+def listed(raw: Any) -> Any:
     """Scores as a list where they are a sequence, an array or a tensor of one dimension; anything else unchanged."""
     if isinstance(raw, np.ndarray | torch.Tensor):
         return raw.tolist() if raw.ndim == 1 else raw
@@ -76,25 +76,45 @@ def _listed(raw: Any) -> Any:
 
 def _checked(value: Any, who: str, limits: tuple[float | None, float | None], where: str) -> float | str | None:
     said = f"{who} returned"
-    if value is None:
+    if value is None or value is np.ma.masked:
         return None
     if isinstance(value, Failed):
         return f"{who}: {one_line(value.reason)}{where}"
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, Real | np.bool_):
-        got = f"{one_line(repr(value))} ({type(value).__name__})"
-        return f"{said} {got}{where}; expected a number, or None to skip the sample"
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = number_of(value)
+    if number is None:
+        return f"{said} {_worded(value, repr)} ({type(value).__name__}){where}; expected a number, or None to skip the sample"
     if not math.isfinite(number):
         return f"{said} {number}{where}; expected a finite number, or None to skip the sample"
     low, high = limits
     if (low is not None and number < low - 1e-6) or (high is not None and number > high + 1e-6):
         return f"{said} {number:.6g}{where}; it declares the range {low} to {high}"
     return value if isinstance(value, Graded) else number
+
+
+def number_of(value: Any) -> float | None:
+    """A number, also as a tensor or an array without dimensions; infinity for one that no float holds, None for what is none."""
+    try:
+        if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0 and value is not np.ma.masked:
+            value = value.item()
+        return float(value) if isinstance(value, Real | np.bool_) else None
+    except OverflowError:
+        return math.inf
+    except Exception:  # a number that cannot say which one is none
+        return None
+
+
+def _worded(value: Any, say: Callable[[Any], str] = str) -> str:
+    """One line of a value, also where it cannot say what it is; of an exception with its class."""
+    try:
+        said = one_line(say(value))
+    except Exception:
+        said = "?"
+    return one_line(type(value).__name__, said) if isinstance(value, BaseException) else said
+
+
+def printable(line: str) -> str:
+    """`line` in characters that terminals and files hold; others (line ends, controls, halves of pairs) become escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def places(samples: Sequence[Sample]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -279,6 +280,26 @@ def test_a_pair_that_raises_costs_no_other_pair() -> None:
     scores = RewardSet({"w": (Told(), 1.0)}).score(samples("b", "c", "d"), [0, 0, 0])
     assert scores.status[:, 0].tolist() == [OK, FAILED, OK] and scores.values[[0, 2], 0].tolist() == [1.0, 0.0]
     assert "ValueError: no c, please" in scores.messages[0]
+
+
+class Says(PairwiseReward):
+    """Returns what it is told."""
+
+    _told: Any = PrivateAttr()
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> Any:
+        if isinstance(self._told, BaseException):
+            raise self._told
+        return self._told
+
+
+@pytest.mark.parametrize("told", ["1", {1: 0.5}, ["1"], [math.nan], [1.5], [1, 1], SystemExit(0)])
+def test_what_are_no_verdicts_is_a_failure(told: Any) -> None:
+    reward = Says(orders="one")
+    reward._told = told
+    scores = RewardSet({"x": (reward, 1.0)}).score(samples(1, 2), [0, 0])
+    assert scores.status[:, 0].tolist() == [FAILED, FAILED]
+    assert "none of its comparisons has a verdict (compare raised" in scores.messages[0]
 
 
 def test_a_pair_that_is_readable_in_one_order_alone_is_left_out() -> None:

@@ -64,7 +64,8 @@ def test_without_a_score_there_are_no_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    "left", [{"a": math.nan}, {"a": math.inf}, {"a": "1"}, {"a": True}, {1: 1.0}, {"a": None}, [1.0], 3.0]
+    "left",
+    [{"a": math.nan}, {"a": math.inf}, {"a": "1"}, {"a": True}, {1: 1.0}, {"a": None}, {"a": 10**400}, [1.0], 3.0],
 )
 def test_what_is_no_finite_float_is_a_failure_of_its_sample(left: Any) -> None:
     given = [sample(left), sample({"a": 1.0})]

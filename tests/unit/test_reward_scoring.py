@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import PrivateAttr
 
 from mmrl.errors import RunError, UserError
 from mmrl.failures import FailureBudget
-from mmrl.reward import Failed, Reward, RewardSet
+from mmrl.reward import Failed, Graded, Reward, RewardSet, set_up
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample, Scores
 
 NAN = float("nan")
@@ -73,10 +74,84 @@ def test_the_line_in_a_message_is_the_authors() -> None:
     assert f"test_reward_scoring.py:{line})" in message
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_a_user_can_stop(stop: type[BaseException]) -> None:
-    with pytest.raises(stop):
-        one(Given(), [sample(stop())])
+def test_a_user_can_stop() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        one(Given(), [sample(KeyboardInterrupt())])
+
+
+def test_a_reward_that_leaves_has_failed_and_ends_no_run() -> None:
+    scores = one(Given(), [sample(), sample(SystemExit(0))])
+    assert scores.status[:, 0].tolist() == [OK, FAILED]
+    assert scores.messages[0].startswith(
+        "reward 'x' raised RuntimeError: called sys.exit(0) on sample 1 of prompt 'p' ("
+    )
+    with pytest.raises(UserError, match=r"it cannot be loaded: RuntimeError: called sys\.exit\(0\)"):
+        set_up(Leaves(), "it", torch.device("cpu"))
+
+
+class Leaves(Reward):
+    def setup(self, device: torch.device) -> None:
+        raise SystemExit(0)
+
+    def score(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        return []
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+class Vague(float):
+    def __float__(self) -> float:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Mute(), "reward 'x' raised Mute: ? on sample 1"),
+        ([Mute()], "reward 'x' returned ? (list) on sample 1"),
+        (Vague(1), "returned 1.0 (Vague) on sample 1"),
+        (ValueError("a\ud800b \x1b[31m"), "raised ValueError: a\\ud800b \\x1b[31m on sample 1"),
+    ],
+)
+def test_a_failure_that_cannot_be_told_is_told_all_the_same(given: Any, message: str) -> None:
+    scores = one(Given(), [sample(), sample(given), sample()])
+    assert scores.status[:, 0].tolist() == [OK, FAILED, OK]
+    assert message in scores.messages[0] and scores.messages[0].isprintable()
+
+
+def test_a_prompt_of_several_lines_is_told_in_one() -> None:
+    (message,) = one(Given(), [sample(NAN, prompt="a\nb")]).messages
+    assert "prompt 'a\\nb'" in message
+
+
+@pytest.mark.parametrize("returned", [np.ma.masked, np.ma.masked_array([1.0, 2.0], mask=[True, False])[0]])
+def test_what_is_masked_is_skipped(returned: Any) -> None:
+    assert one(Given(), [sample(), sample(returned)]).status[:, 0].tolist() == [OK, SKIPPED]
+
+
+@pytest.mark.parametrize("limits", [None, (0.0,), ("0", "1")])
+def test_limits_that_are_none_fail_the_samples(limits: Any) -> None:
+    class Limited(Given):
+        def limits(self) -> Any:
+            return limits
+
+    assert one(Limited(), [sample(), sample()]).status[:, 0].tolist() == [FAILED, FAILED]
+
+
+def test_a_word_that_a_reward_leaves_for_itself_is_no_obstacle() -> None:
+    asked = sample(Graded(1.0, "read"))
+    asked.meta["graded"] = 3
+    assert one(Given(), [asked]).values.tolist() == [[1.0]] and asked.meta["graded"] == {"x": "read"}
+
+
+def test_a_graded_score_can_be_copied() -> None:
+    again = pickle.loads(pickle.dumps(Graded(0.5, "read")))
+    assert (again, again.how) == (0.5, "read")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """A small server that speaks what the client uses of vLLM's HTTP interface, on loopback, with a model that really samples.
 
 Answers are drawn by the plain forward pass of transformers, another path than the trainer's packed one, and published weights
-are really read from their files. `faults` are statuses that the next requests get instead of an answer; `spoil` may change a
-chat answer before it is sent; `asked` remembers what was asked.
+are really read from their files. `faults` are statuses that the next requests get instead of an answer, `lost` paths whose next
+answer is an error although the server did as it was told; `spoil` may change a chat answer before it is sent; `asked` remembers
+what was asked; without `dev` there are none of the paths of vLLM's development mode.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class EngineServer:
         self.version = "default"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[int] = []
+        self.lost: list[str] = []
+        self.dev = True
         self.spoil: Callable[[dict[str, Any]], None] = lambda answer: None
         self.reloads = True
         self.lock = threading.Lock()
@@ -69,27 +72,38 @@ class EngineServer:
             "/v1/models": self.models,
             "/v1/chat/completions": self.chat,
             "/v1/load_lora_adapter": self.load_adapter,
-            "/v1/unload_lora_adapter": lambda body: str(self.adapters.pop(body["lora_name"]) and "unloaded"),
+            "/v1/unload_lora_adapter": self.unload_adapter,
             "/collective_rpc": self.rpc,
             "/update_weight_version": self.update_version,
             "/weight_info": lambda body: {"weight_version": self.version},
             "/reset_prefix_cache": lambda body: None,
             "/reset_encoder_cache": lambda body: None,
         }
-        if path not in routes:
+        if path not in routes or (not self.dev and not path.startswith("/v1/")):
             return 404, {"detail": "Not Found"}
-        return 200, routes[path](body)
+        found = routes[path](body)
+        if path in self.lost:
+            self.lost.remove(path)
+            return 502, {"error": "the answer was lost"}
+        return found if isinstance(found, tuple) else (200, found)
 
     def models(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = [{"id": BASE, "root": BASE, "parent": None}, *({"id": n, "parent": BASE} for n in self.adapters)]
         return {"object": "list", "data": ids}
 
-    def load_adapter(self, body: dict[str, Any]) -> str:
+    def load_adapter(self, body: dict[str, Any]) -> str | tuple[int, Any]:
         from peft import PeftModel
 
+        if body["lora_name"] in self.adapters:
+            return 400, {"error": f"The lora adapter '{body['lora_name']}' has already been loaded."}
         found = PeftModel.from_pretrained(copy.deepcopy(self.model), body["lora_path"])
         self.adapters[body["lora_name"]] = found.merge_and_unload().eval()
         return f"Success: LoRA adapter '{body['lora_name']}' added successfully."
+
+    def unload_adapter(self, body: dict[str, Any]) -> str | tuple[int, Any]:
+        if self.adapters.pop(body["lora_name"], None) is None:
+            return 404, {"error": f"The lora adapter '{body['lora_name']}' cannot be found."}
+        return "Success: LoRA adapter removed successfully."
 
     def rpc(self, body: dict[str, Any]) -> dict[str, Any]:
         from transformers import AutoModelForImageTextToText

@@ -184,6 +184,46 @@ def test_a_lost_adapter_stops_the_run(server: EngineServer) -> None:
         roll(policy)
 
 
+def test_an_adapter_is_not_laid_over_what_another_run_left(server: EngineServer) -> None:
+    """That would draw from a model that nobody trains: only weights a server was started with are the ones below an adapter."""
+    policy = policy_of(server, LORA)
+    policy.publish("x-1", True)
+    roll(policy)
+    server.version = "someone-else-4"
+    with pytest.raises(
+        UserError, match=r"base weights of version 'someone-else-4', which another run left.*start the server anew"
+    ):
+        roll(policy)
+    with pytest.raises(UserError, match=r"base weights of version 'someone-else-4'"):
+        policy_of(server, LORA).publish("y-1", True)
+    assert list(server.adapters) == ["x-1"]
+
+
+def test_a_server_whose_base_cannot_change_takes_adapters(server: EngineServer) -> None:
+    server.dev = False
+    policy = policy_of(server, LORA)
+    policy.publish("x-1", True)
+    assert roll(policy).engine_log_prob is not None
+
+
+def test_an_adapter_whose_answer_was_lost_is_there(server: EngineServer) -> None:
+    """The second try of what was done already is refused, and that is no failure; what was not done is one."""
+    policy = policy_of(server, LORA)
+    server.lost = ["/v1/load_lora_adapter"]
+    policy.publish("x-1", True)
+    server.lost = ["/v1/unload_lora_adapter"]
+    policy.publish("x-2", True)
+    assert list(server.adapters) == ["x-2"] and server.lost == []
+    roll(policy)
+    server.load_adapter = lambda body: (400, {"error": "no room"})  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no room"):
+        policy.publish("x-3", True)
+    del server.load_adapter
+    server.unload_adapter = lambda body: (400, {"error": "in use"})  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="in use"):
+        policy.publish("x-3", True)
+
+
 def test_passing_errors_are_tried_again(server: EngineServer) -> None:
     policy = policy_of(server)
     policy.publish("x-1", True)

@@ -58,13 +58,14 @@ class Client:
         limits = self.httpx.Timeout(timeout, connect=min(timeout, 10.0))
         self.client = self.httpx.Client(headers=headers, timeout=limits, trust_env=False)
 
-    def get(self, path: str) -> Any:
-        return self.ask("GET", path, None)
+    def get(self, path: str, optional: bool = False) -> Any:
+        """With `optional`, None from a server that has no such path."""
+        return self.ask("GET", path, None, optional)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self.ask("POST", path, {} if body is None else body)
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def ask(self, method: str, path: str, body: dict[str, Any] | None, optional: bool = False) -> Any:
         """The JSON that the server answers, None for an answer without a body. Raises UserError when it has none to give."""
         for attempt in range(self.retries + 1):
             try:
@@ -74,6 +75,8 @@ class Client:
             else:
                 if answer.is_success:
                     return self._json(answer, path)
+                if optional and answer.status_code == 404:
+                    return None
                 reason = f"it answers {answer.status_code}: {_words(answer)}"
                 if answer.status_code not in PASSING:
                     raise UserError(f"{self.url}{path}: {reason}{_hint(path, answer.status_code)}")

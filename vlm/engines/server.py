@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from mmrl.vlm.policy import VlmPolicy
 
 
+STARTED_WITH = "default"
+"""What a vLLM that loaded nothing since it was started calls its weights."""
+
+
 class VllmServer(RolloutEngine):
     """A vLLM server; weights reach it as safetensors in a folder that it can read, everything else is JSON."""
 
@@ -97,15 +101,47 @@ class VllmServer(RolloutEngine):
         adapter, old = is_adapter(policy), self._adapter
         if writes:
             self._versions = self._versions or Versions(self.weights_dir)
+            if adapter:
+                self._check_base()
             folder = self._versions.write(policy, version, adapter)
             if adapter:
-                self.client.post("/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(folder)})
+                self._load_adapter(version, str(folder))
             else:
                 self._reload(str(folder), version)
             if old is not None:
-                self.client.post("/v1/unload_lora_adapter", {"lora_name": old})
+                self._unload_adapter(old)
             self._versions.taken(folder)
         self._version, self._adapter = version, version if adapter else None
+
+    def _load_adapter(self, version: str, folder: str) -> None:
+        try:
+            self.client.post("/v1/load_lora_adapter", {"lora_name": version, "lora_path": folder})
+        except (
+            UserError
+        ):  # another try is refused where the first was heard and its answer lost; no version comes twice
+            if version not in self._listed():
+                raise
+
+    def _unload_adapter(self, version: str) -> None:
+        try:
+            self.client.post("/v1/unload_lora_adapter", {"lora_name": version})
+        except UserError:
+            if version in self._listed():
+                raise
+
+    def _listed(self) -> list[str]:
+        """Ids of the served model and of its adapters."""
+        return [str(entry.get("id")) for entry in (self.client.get("/v1/models") or {}).get("data", [])]
+
+    def _check_base(self) -> None:
+        """Raises UserError when an adapter would lie on other weights than the server was started with."""
+        # without this path it has no /collective_rpc either, by which runs change the base
+        found = (self.client.get("/weight_info", optional=True) or {}).get("weight_version", STARTED_WITH)
+        if found != STARTED_WITH:
+            raise UserError(
+                f"{self.url} holds base weights of version {found!r}, which another run left there, and the adapter was trained on "
+                "those of policy.path; start the server anew"
+            )
 
     def _reload(self, folder: str, version: str) -> None:
         self.client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
@@ -118,11 +154,12 @@ class VllmServer(RolloutEngine):
         if self._version is None:
             raise UserError("no weights were published to the inference engine before this rollout")
         if self._adapter is not None:
-            listed = [str(entry.get("id")) for entry in (self.client.get("/v1/models") or {}).get("data", [])]
+            listed = self._listed()
             if self._adapter not in listed:
                 raise UserError(
                     f"{self.url} has no adapter '{self._adapter}', which holds the trainer's weights; it has: {', '.join(listed)}"
                 )
+            self._check_base()
             return
         found = (self.client.get("/weight_info") or {}).get("weight_version")
         if found != self._version:

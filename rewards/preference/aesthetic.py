@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmrl.rewards.preference.base import DTYPES, PictureModel, ScoreHead, file_of, fill, pretrained, tensors
 from mmrl.rewards.preference.clip import _unit
-from mmrl.rewards.preference.pixels import clip_batch, floats
+from mmrl.rewards.preference.pixels import Form, clip_batch, floats, form_of
 
 
 class Aesthetic(PictureModel):
@@ -31,11 +31,13 @@ class Aesthetic(PictureModel):
     """Hub id or folder of the CLIP."""
 
     _clip: Any = PrivateAttr(default=None)
+    _form: Form = PrivateAttr(default=Form())
 
     def load(self) -> nn.Module:
         from transformers import CLIPModel
 
         self._clip = pretrained(CLIPModel, self.clip, None, DTYPES[self.dtype], allowed=("position_ids",))
+        self._form = form_of(self.clip, None, self._clip.config.vision_config.image_size)
         head = ScoreHead(self._clip.config.projection_dim)
         file = file_of(self.path, self.file, self.hub_revision)
         fill(head, tensors(file), file)
@@ -53,5 +55,5 @@ class Aesthetic(PictureModel):
         return self._rate(list(images))
 
     def _rate(self, pictures: Sequence[Tensor]) -> Tensor:
-        pixels = clip_batch(pictures, self._clip.config.vision_config.image_size)
-        return self._model(_unit(self._clip.get_image_features(pixel_values=pixels.to(self._clip.dtype))).float())
+        pixels = clip_batch(pictures, self._clip.config.vision_config.image_size, self._form)
+        return self._model(_unit(self._clip.get_image_features(pixel_values=pixels.to(self._clip.dtype))))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmrl.errors import UserError
 from mmrl.rewards.preference.base import DTYPES, PictureModel, file_of, fill, pretrained, tensors
-from mmrl.rewards.preference.pixels import clip_batch, floats
+from mmrl.rewards.preference.pixels import Form, clip_batch, floats, form_of
 
 TEXT_TOKENS = 77
 
@@ -24,11 +26,11 @@ class Similarity(PictureModel):
     differentiable = True
 
     def picture_features(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Unit vectors `(B, D)` of pictures `(3, H, W)` in [0, 1], with gradient where it is enabled."""
+        """Unit vectors `(B, D)` float32 of pictures `(3, H, W)` in [0, 1], with gradient where it is enabled."""
         raise NotImplementedError
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors `(B, D)`."""
+        """Unit vectors `(B, D)` float32."""
         raise NotImplementedError
 
     def scaled(self, cosine: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ class Similarity(PictureModel):
 
     def cosine(self, pictures: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         """`(B,)` float32."""
-        return (self.picture_features(pictures) * self.text_features(prompts)).sum(-1).float()
+        return (self.picture_features(pictures) * self.text_features(prompts)).sum(-1)
 
     def rate(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> Tensor:
         return self.scaled(self.cosine(floats(pictures, self._device), prompts))
@@ -48,22 +50,27 @@ class Similarity(PictureModel):
 
 
 class HfSimilarity(Similarity):
-    """A `CLIPModel` of transformers, its tokenizer beside it."""
+    """A `CLIPModel` of transformers, its tokenizer and `preprocessor_config.json` beside it."""
 
     processor: str | None = None
-    """Hub id or folder of the tokenizer; default: where the weights are."""
+    """Hub id or folder of the tokenizer and `preprocessor_config.json`; default: where the weights are."""
 
     _tokenizer: Any = PrivateAttr(default=None)
+    _form: Form = PrivateAttr(default=Form())
+    _scale: float = PrivateAttr(default=1.0)
 
     def load(self) -> nn.Module:
         from transformers import AutoTokenizer, CLIPModel
 
-        model = pretrained(CLIPModel, self.path, self.hub_revision, DTYPES[self.dtype], allowed=("position_ids",))
-        self._tokenizer = AutoTokenizer.from_pretrained(self.processor or self.path)
-        return model
+        model = pretrained(CLIPModel, self.path, self.hub_revision, torch.float32, allowed=("position_ids",))
+        beside, revision = (self.processor, None) if self.processor else (self.path, self.hub_revision)
+        self._tokenizer = AutoTokenizer.from_pretrained(beside, revision=revision)
+        self._form = form_of(beside, revision, model.config.vision_config.image_size)
+        self._scale = model.logit_scale.exp().item()
+        return model.to(DTYPES[self.dtype])
 
     def picture_features(self, pictures: Sequence[Tensor]) -> Tensor:
-        pixels = clip_batch(pictures, self._model.config.vision_config.image_size)
+        pixels = clip_batch(pictures, self._model.config.vision_config.image_size, self._form)
         return _unit(self._model.get_image_features(pixel_values=pixels.to(self._model.dtype)))
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
@@ -82,7 +89,8 @@ class HfSimilarity(Similarity):
 class ClipScore(HfSimilarity):
     """CLIPScore: cosine of picture and prompt under CLIP (any `CLIPModel` checkpoint), about 0.15 to 0.4.
 
-    `form: percent` is torchmetrics' `max(100 cos, 0)`. Source: Hessel et al. 2021 (arXiv 2104.08718).
+    `form: percent` is torchmetrics' `max(100 cos, 0)`. Source: Hessel et al. 2021 (arXiv 2104.08718), without its factor 2.5 and its
+    "A photo depicts" before the prompt.
     """
 
     range = (-1.0, 100.0)
@@ -112,7 +120,7 @@ class PickScore(HfSimilarity):
     def scaled(self, cosine: Tensor) -> Tensor:
         if self.form == "cosine":
             return cosine
-        raw = self._model.logit_scale.exp().float() * cosine
+        raw = self._scale * cosine
         return raw / 26 if self.form == "div26" else raw
 
 
@@ -124,6 +132,7 @@ class OpenClipSimilarity(Similarity):
     """False reproduces pictures that were shrunk without it (torchvision before 0.17)."""
 
     _tokenizer: Any = PrivateAttr(default=None)
+    _form: Form = PrivateAttr(default=Form())
 
     def load(self) -> nn.Module:
         open_clip = _open_clip()
@@ -131,7 +140,21 @@ class OpenClipSimilarity(Similarity):
             raise UserError(f"open_clip has no architecture '{self.architecture}'")
         model = self.make(open_clip)
         self._tokenizer = open_clip.get_tokenizer(self.architecture)
+        self._form = self.form(model.visual.preprocess_cfg)
         return model.to(DTYPES[self.dtype])
+
+    def form(self, config: Mapping[str, Any]) -> Form:
+        """How pictures are prepared, from what open_clip knows of the weights."""
+        if config["interpolation"] not in ("bicubic", "bilinear") or config["resize_mode"] not in (
+            "shortest",
+            "squash",
+        ):
+            raise UserError(
+                f"pictures for '{self.path}' are to be prepared with interpolation '{config['interpolation']}' and resize_mode "
+                f"'{config['resize_mode']}'; there is: bicubic, bilinear; shortest, squash"
+            )
+        squash = config["resize_mode"] == "squash"
+        return Form(config["mean"], config["std"], config["interpolation"], squash, self.antialias)
 
     def make(self, open_clip: Any) -> nn.Module:
         """The model with its weights."""
@@ -140,21 +163,23 @@ class OpenClipSimilarity(Similarity):
             model = open_clip.create_model(self.architecture, pretrained=None)
             fill(model, tensors(self.path, "state_dict"), self.path, allowed=("attn_mask", "position_ids"))
             return model
-        if self.path == "openai" and not self.architecture.endswith("quickgelu"):
+        quick = bool(open_clip.get_pretrained_cfg(self.architecture, self.path).get("quick_gelu", False))
+        if quick != bool(open_clip.get_model_config(self.architecture).get("quick_gelu", False)):
+            plain = self.architecture.removesuffix("-quickgelu")
             raise UserError(
-                f"the 'openai' weights of {self.architecture} were trained with another activation; use "
-                f"architecture: {self.architecture}-quickgelu"
+                f"the '{self.path}' weights of {self.architecture} were trained with another activation; use "
+                f"architecture: {plain}{'-quickgelu' if quick else ''}"
             )
         return open_clip.create_model(self.architecture, pretrained=self.path)
 
     def picture_features(self, pictures: Sequence[Tensor]) -> Tensor:
         size = self._model.visual.image_size
-        pixels = clip_batch(pictures, size if isinstance(size, int) else size[0], self.antialias)
-        return normalize(self._model.encode_image(pixels.to(DTYPES[self.dtype])), dim=-1)
+        pixels = clip_batch(pictures, size if isinstance(size, int) else size[0], self._form)
+        return _unit(self._model.encode_image(pixels.to(DTYPES[self.dtype])))
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(list(prompts), context_length=self._model.context_length).to(self._device)
-        return normalize(self._model.encode_text(tokens), dim=-1)
+        return _unit(self._model.encode_text(tokens))
 
 
 class OpenClipScore(OpenClipSimilarity):
@@ -183,10 +208,14 @@ class Hps(OpenClipSimilarity):
         fill(model, tensors(file, "state_dict"), file, allowed=("attn_mask", "position_ids"))
         return model
 
+    def form(self, config: Mapping[str, Any]) -> Form:
+        """As the original, which resizes floats and does not clamp them."""
+        return replace(super().form(config), clamp=False)
+
 
 def _unit(output: Any) -> Tensor:
-    """Unit vectors of what `get_image_features` and `get_text_features` return (an object since transformers 5)."""
-    return normalize(output if isinstance(output, Tensor) else output.pooler_output, dim=-1)
+    """Unit vectors, float32, of what `get_image_features` and `get_text_features` return (an object since transformers 5)."""
+    return normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=-1)
 
 
 def _open_clip() -> Any:

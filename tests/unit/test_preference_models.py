@@ -18,7 +18,7 @@ from mmrl.rewards.preference.aesthetic import Aesthetic
 from mmrl.rewards.preference.base import ScoreHead, file_of, tensors
 from mmrl.rewards.preference.clip import ClipScore, Hps, OpenClipScore, PickScore
 from mmrl.rewards.preference.image_reward import MEAN, STD, VISION_NAMES, ImageReward, build
-from mmrl.rewards.preference.pixels import clip_batch, floats
+from mmrl.rewards.preference.pixels import Form, clip_batch, floats
 from mmrl.rewards.preference.teacher import PromptEcho, VqaScore, mean_log_prob
 from mmrl.rollout import OK, Prompt, Sample
 from mmrl.vlm.tiny import build_tiny_qwen3vl
@@ -57,7 +57,7 @@ def tiny_tokenizer(folder: Path, kind: Any) -> None:
 
 
 def tiny_clip(folder: Path, seed: int = 0) -> Path:
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
     text = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -66,6 +66,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> Path:
               "image_size": 32, "patch_size": 8}  # fmt: skip
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     tiny_tokenizer(folder, PreTrainedTokenizerFast)
     return folder
 
@@ -147,8 +148,9 @@ def tiny_open_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     }
-    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    for name in ("tiny-clip", "tiny-clip-quickgelu"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config | {"quick_gelu": name.endswith("gelu")}))
+        open_clip.add_model_config(tmp_path / f"{name}.json")
     return open_clip
 
 
@@ -161,12 +163,14 @@ def test_hps_loads_the_published_layout_and_is_a_cosine(monkeypatch: pytest.Monk
     found = batch_equals_single(reward)
     tokens = open_clip.get_tokenizer("tiny-clip")
     for sample, value in zip(samples(), found, strict=True):
-        image = model.encode_image(clip_batch(floats(sample.images, CPU), 32))[0]
+        image = model.encode_image(clip_batch(floats(sample.images, CPU), 32, Form(clamp=False)))[0]
         text = model.encode_text(tokens([sample.prompt.text]))[0]
         assert value == pytest.approx(float(image @ text / image.norm() / text.norm()), abs=1e-5)
     same = ready(OpenClipScore(path=str(tmp_path / "HPS_v2.1_compressed.pt"), architecture="tiny-clip"))
-    assert batch_equals_single(same) == pytest.approx(found, abs=1e-6)
+    assert batch_equals_single(same) == pytest.approx(found, abs=1e-4)  # its pictures are clamped
     gradient_is_right(reward)
+    rough = ready(Hps(path=str(tmp_path), architecture="tiny-clip", dtype="bfloat16"))
+    assert rough.score(samples()) == pytest.approx(found, abs=0.02)
 
     state = model.state_dict()
     state["stranger"] = state.pop("ln_final.bias")
@@ -175,6 +179,79 @@ def test_hps_loads_the_published_layout_and_is_a_cosine(monkeypatch: pytest.Monk
         ready(Hps(path=str(tmp_path), architecture="tiny-clip"))
     with pytest.raises(UserError, match="quickgelu"):
         ready(OpenClipScore(path="openai", architecture="ViT-L-14"))
+
+
+def test_hps_prepares_pictures_as_the_original() -> None:
+    """To a tensor, then resized (no clamp), cropped and normalised."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+    from mmrl.rewards.preference.pixels import CLIP_MEAN, CLIP_STD
+
+    reference = Compose(
+        [ToTensor(), Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), Normalize(CLIP_MEAN, CLIP_STD)]
+    )
+    form = Hps().form({"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"})
+    for shape in ((40, 56), (64, 33), (7, 9)):
+        sharp = np.random.default_rng(0).choice(np.array([0, 255], dtype=np.uint8), (*shape, 3))
+        found = clip_batch(floats([sharp], CPU), 32, form)[0]
+        torch.testing.assert_close(found, reference(Image.fromarray(sharp)), atol=1e-5, rtol=0)
+        assert float((clip_batch(floats([sharp], CPU), 32)[0] - found).abs().max()) > 0.1
+
+
+def test_open_clip_weights_say_how_pictures_are_prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half of open_clip's weights want another mean, interpolation or a squashed picture; some an activation that the architecture's
+    name must say."""
+    open_clip = tiny_open_clip(monkeypatch, tmp_path)
+    from open_clip.pretrained import _PRETRAINED
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-clip", pretrained=None).state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(tmp_path / "weights.pt"))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: None)
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    for own in (half, {"interpolation": "bilinear"}, half | {"resize_mode": "squash"}):
+        tag = {"hf_hub": "nowhere/", **own}
+        monkeypatch.setitem(_PRETRAINED, "tiny-clip", {"tag": tag, "quick": tag | {"quick_gelu": True}})
+        reward = ready(OpenClipScore(path="tag", architecture="tiny-clip"))
+        wanted = image_transform_v2(PreprocessCfg(size=32, **own), is_train=False)
+        for sample in samples():
+            reference = reward._model.encode_image(wanted(Image.fromarray(sample.images[0]))[None])[0]
+            found = reward.picture_features(floats(sample.images, CPU))[0]
+            assert float(found @ reference / reference.norm()) > 0.9999
+    with pytest.raises(UserError, match="architecture: tiny-clip-quickgelu"):
+        ready(OpenClipScore(path="quick", architecture="tiny-clip"))
+
+
+def test_a_clip_says_how_pictures_are_prepared(tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessor
+
+    folder = tiny_clip(tmp_path)
+    usual = ready(ClipScore(path=str(folder))).score(samples())
+    sides: Any = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, **sides).save_pretrained(folder)
+    reward = ready(ClipScore(path=str(folder)))
+    assert reward.score(samples()) != pytest.approx(usual, abs=1e-5)
+    wanted = clip_batch(floats(samples()[0].images, CPU), 32, Form((0.5,) * 3, (0.5,) * 3))
+    features = reward._model.get_image_features(wanted).pooler_output[0]
+    found = reward.picture_features(floats(samples()[0].images, CPU))[0]
+    torch.testing.assert_close(found, features / features.norm())
+    CLIPImageProcessor(**sides | {"size": {"shortest_edge": 40}}).save_pretrained(folder)
+    with pytest.raises(UserError, match="got side 40, crop 32 x 32"):
+        ready(ClipScore(path=str(folder)))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="has no preprocessor_config"):
+        ready(ClipScore(path=str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_half_precision_rounds_features_and_not_scores(tmp_path: Path, kind: Any) -> None:
+    """A cosine in bfloat16 has steps of 1/256 to 1/512: most of a group would tie."""
+    folder = str(tiny_clip(tmp_path))
+    full, half = (ready(PickScore(path=folder, processor=None, dtype=one)) for one in ("float32", kind))
+    found = half.score(samples())
+    assert found == pytest.approx(full.score(samples()), abs=0.02 * full._scale) and half._scale == full._scale
+    assert all(value != float(torch.tensor(value).to(torch.bfloat16)) for value in found)
 
 
 def test_the_aesthetic_score_does_not_read_the_prompt(tmp_path: Path) -> None:

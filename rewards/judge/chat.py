@@ -108,8 +108,11 @@ class Chat:
         return self._once(self._body(messages, **options), readable)
 
     def forget(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same question in other words: for the one re-ask after an unreadable answer."""
-        return [*messages, {"role": "user", "content": "Your answer could not be read. Keep to the asked form."}]
+        """The same question in other words: for the one re-ask after an unreadable answer. No message more, as templates of chats want
+        roles to take turns."""
+        *before, last = messages
+        more = {"type": "text", "text": "Your answer could not be read. Keep to the asked form."}
+        return [*before, {**last, "content": [*last["content"], more]}]
 
     def _body(
         self, messages: list[dict[str, Any]], schema: Mapping[str, Any] | None = None, top_logprobs: int = 0

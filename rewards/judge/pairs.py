@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mmrl.reward import Failed
 from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rewards.judge.asking import AskingReward
@@ -12,8 +14,8 @@ from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
-from mmrl.rewards.judge.question import GUARD, pair
-from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, winner
+from mmrl.rewards.judge.question import GUARD, pair, published
+from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, shares, winner
 from mmrl.rollout import Sample
 
 SHARE = {1: 1.0, 2: 0.0, 0: 0.5}
@@ -28,19 +30,20 @@ SCHEMA = {
 class PairJudge(AskingReward, PairwiseReward):
     """Win rate by a vision-language judge that sees two candidates at a time.
 
-    `form`: `schema` asks for JSON with the winner; `think` reads `<answer>Image 1 is better</answer>` (UnifiedReward-Think), `flex` its JSON
-    with a winner per category (UnifiedReward-Flex), of which `category_weight` says how much the categories count beside the overall winner.
-    The published prompts of those checkpoints go into `task`.
+    `form`: `schema` asks for JSON with the winner; `think` reads `<answer>Image 1 is better</answer>` (UnifiedReward-Think), `flex` JSON
+    with a winner per category (UnifiedReward-Flex), of which `category_weight` says how much the categories count beside the overall winner;
+    `shares` the mean share over the three axes of UnifiedReward 2.0. The published prompts of those checkpoints go into `task`, with `{prompt}`
+    where the prompt goes; the judge is then asked as they were trained (see `published`).
     """
 
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
-    form: Literal["schema", "think", "flex"] = "schema"
-    category_weight: float = 0.5
+    form: Literal["schema", "think", "flex", "shares"] = "schema"
+    category_weight: float = Field(default=0.5, ge=0, le=1)
 
     @property
     def revision(self) -> str:  # type: ignore[override]
         """Of the code, and the hash of everything that the judge is told beside the sample."""
-        return f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
+        return f"2, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
 
     def who(self) -> str | None:
         """The judge as its replies name it."""
@@ -50,14 +53,21 @@ class PairJudge(AskingReward, PairwiseReward):
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """One verdict per pair; an answer that cannot be read is asked for once more."""
         options: dict[str, Any] = {"schema": SCHEMA} if self.form == "schema" else {}
-        questions = [pair(first, second, self._task, self.endpoint) for first, second in pairs]
-        readable: list[Readable] = [lambda reply: self._read(reply) is not None] * len(pairs)
-        found = [self._read(reply) for reply in self._chat.ask_all(questions, readable, **options)]
+        questions = [self._question(first, second) for first, second in pairs]
+        video = any(sample.video is not None for one in pairs for sample in one)
+        names = ("Alignment", "Physics" if video else "Coherence", "Style")
+        readable: list[Readable] = [lambda reply: self._read(reply, names) is not None] * len(pairs)
+        found = [self._read(reply, names) for reply in self._chat.ask_all(questions, readable, **options)]
         again = [at for at, value in enumerate(found) if value is None]
         anew = [self._chat.forget(questions[at]) for at in again]
         for at, reply in zip(again, self._chat.ask_all(anew, readable[: len(again)], **options), strict=True):
-            found[at] = self._read(reply)
+            found[at] = self._read(reply, names)
         return found
+
+    def _question(self, first: Sample, second: Sample) -> list[dict[str, Any]]:
+        if self.form != "schema" and "{prompt}" in self.task:
+            return published([first, second], self.task, self.endpoint)
+        return pair(first, second, self._task, self.endpoint)
 
     @property
     def _task(self) -> str:
@@ -65,7 +75,7 @@ class PairJudge(AskingReward, PairwiseReward):
             return self.task
         return f'{self.task} Answer with JSON: {{"reason": "...", "winner": "1", "2" or "tie"}}.'
 
-    def _read(self, reply: Reply | JudgeError) -> Verdict:
+    def _read(self, reply: Reply | JudgeError, names: Sequence[str]) -> Verdict:
         if isinstance(reply, JudgeError):
             return Failed(str(reply))
         if self.form == "think":
@@ -73,6 +83,8 @@ class PairJudge(AskingReward, PairwiseReward):
             return None if who is None else SHARE[who]
         if self.form == "flex":
             return self._flex(reply.text)
+        if self.form == "shares":
+            return shares(reply.text, names)
         named = str((json_object(reply.text) or {}).get("winner", ""))
         who = {"1": 1, "2": 2, "tie": 0}.get(named, winner(named))
         return None if who is None else SHARE[who]

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from mmrl.reward import Failed
 from mmrl.rewards.judge.asking import AskingReward
@@ -14,11 +14,18 @@ from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
-from mmrl.rewards.judge.question import GUARD, messages
+from mmrl.rewards.judge.question import GUARD, media, messages, published
 from mmrl.rewards.judge.verdict import axes, edit_scores, field, final_score, json_object, number, yes_share
-from mmrl.rollout import Sample
+from mmrl.rollout import Prompt, Sample
 
 Verdict = float | None
+
+
+def _schema(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+HOLDS = _schema({"holds": {"type": "array", "items": {"type": "boolean"}}})
 
 
 class JudgeReward(AskingReward):
@@ -31,7 +38,7 @@ class JudgeReward(AskingReward):
     def revision(self) -> str:  # type: ignore[override]
         """Of the code, and the hash of everything that the judge is told beside the sample."""
         return (
-            f"1, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint'}))}"
+            f"2, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint'}))}"
         )
 
     @abstractmethod
@@ -46,9 +53,17 @@ class JudgeReward(AskingReward):
         """The form of the answer: `schema`, or `top_logprobs`."""
         return {}
 
+    def statements(self, sample: Sample) -> Sequence[str]:
+        """What the judge is to decide about, numbered from 1."""
+        return ()
+
+    def shown(self, sample: Sample) -> list[dict[str, Any]]:
+        """The pictures and videos."""
+        return media(sample, self.endpoint)
+
     def question(self, sample: Sample) -> list[dict[str, Any]]:
         """The messages about a sample."""
-        return messages(sample, self.instruction(sample), self.endpoint, self.reference)
+        return messages(self.shown(sample), sample, self.instruction(sample), self.reference, self.statements(sample))
 
     def score(self, samples: Sequence[Sample]) -> list[Any]:
         """A number or `Failed` per sample."""
@@ -86,8 +101,8 @@ class Judge(JudgeReward):
     range = (0.0, 1.0)
     task: str = "Judge how well the result fulfils the prompt."
     form: Literal["score", "yes_no"] = "score"
-    low: float = 1.0
-    high: float = 5.0
+    low: FiniteFloat = 1.0
+    high: FiniteFloat = 5.0
     top_logprobs: int = Field(default=20, ge=2, le=20)
 
     @model_validator(mode="after")
@@ -125,7 +140,7 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     text: str
-    weight: float = 1.0
+    weight: FiniteFloat = 1.0
     hard: bool = False
 
 
@@ -138,28 +153,39 @@ class Rubric(JudgeReward):
     range = (0.0, 1.0)
     items: tuple[Item, ...] = ()
 
-    def of(self, sample: Sample) -> tuple[Item, ...]:
-        """The items of a sample. Raises ValueError where there are none that count."""
-        own = sample.prompt.meta.get("rubric")
-        items = self.items if own is None else tuple(Item.model_validate(one) for one in own)
+    def of(self, prompt: Prompt) -> tuple[Item, ...]:
+        """The items of a prompt. Raises ValueError where there are none that count."""
+        own = prompt.meta.get("rubric")
+        if own is not None and not isinstance(own, list | tuple):
+            raise ValueError(f"prompt '{prompt.id}': meta.rubric is {own!r}; expected a list of {{text, weight, hard}}")
+        try:
+            items = self.items if own is None else tuple(Item.model_validate(one) for one in own)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"prompt '{prompt.id}': meta.rubric: {first['loc']}: {first['msg']}") from error
         if not any(item.weight > 0 for item in items):
-            raise ValueError(f"prompt '{sample.prompt.id}' has no rubric item of a positive weight")
+            raise ValueError(f"prompt '{prompt.id}' has no rubric item of a positive weight")
         return items
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        self.of(prompt)
+
+    def statements(self, sample: Sample) -> list[str]:
+        return [item.text for item in self.of(sample.prompt)]
+
     def instruction(self, sample: Sample) -> str:
-        lines = "\n".join(f"{k}. {item.text}" for k, item in enumerate(self.of(sample), start=1))
         return (
-            "Decide for each numbered statement whether it holds for the result. Answer with JSON: "
-            f'{{"holds": [true or false, one per statement]}}.\nStatements:\n{lines}'
+            "Decide for each of the numbered statements whether it holds for the result. Answer with JSON: "
+            '{"holds": [true or false, one per statement]}.'
         )
 
     def asked(self) -> dict[str, Any]:
-        return {"schema": _schema({"holds": {"type": "array", "items": {"type": "boolean"}}})}
+        return {"schema": HOLDS}
 
     def verdict(self, reply: Reply, sample: Sample) -> Verdict:
-        items, found = self.of(sample), json_object(reply.text)
-        holds = None if found is None else found.get("holds")
-        if not isinstance(holds, list) or len(holds) != len(items) or not all(isinstance(one, bool) for one in holds):
+        items = self.of(sample.prompt)
+        holds = decided(reply.text, len(items))
+        if holds is None:
             return None
         if any(item.hard and held != (item.weight > 0) for item, held in zip(items, holds, strict=True)):
             return 0.0
@@ -170,41 +196,51 @@ class Rubric(JudgeReward):
 class Perception(JudgeReward):
     """Perception-R1: the share of a prompt's annotated visual facts (`meta.facts`, a list of texts) that agree with the response.
 
-    Source: Perception-R1 (visual annotations judged against the response).
+    The judge sees the facts and the response and no pictures. Source: Perception-R1 (visual annotations judged against the response).
     """
 
     range = (0.0, 1.0)
     needs = ("text",)
+    reference: bool = False
 
-    def facts(self, sample: Sample) -> list[str]:
+    def facts(self, prompt: Prompt) -> list[str]:
         """Raises ValueError for a prompt without facts."""
-        found = sample.prompt.meta.get("facts")
+        found = prompt.meta.get("facts")
         if not isinstance(found, list | tuple) or not found:
-            raise ValueError(f"prompt '{sample.prompt.id}' has no visual facts (meta.facts, a list of texts)")
-        return [str(fact) for fact in found]
+            raise ValueError(f"prompt '{prompt.id}' has no visual facts (meta.facts, a list of texts)")
+        for fact in found:
+            if not isinstance(fact, str) or not fact.strip():
+                raise ValueError(f"prompt '{prompt.id}': meta.facts holds {fact!r}; expected texts")
+        return list(found)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        self.facts(prompt)
+
+    def shown(self, sample: Sample) -> list[dict[str, Any]]:
+        return []
+
+    def statements(self, sample: Sample) -> list[str]:
+        return self.facts(sample.prompt)
 
     def instruction(self, sample: Sample) -> str:
-        lines = "\n".join(f"{k}. {fact}" for k, fact in enumerate(self.facts(sample), start=1))
         return (
-            "Each numbered fact is true of the picture. Decide for each whether the response is consistent with it and states or "
-            f'uses it. Answer with JSON: {{"holds": [true or false, one per fact]}}.\nFacts:\n{lines}'
+            "Each of the numbered statements is true of the picture that the prompt is about. Decide for each whether the response is "
+            'consistent with it and states or uses it. Answer with JSON: {"holds": [true or false, one per statement]}.'
         )
 
     def asked(self) -> dict[str, Any]:
-        return {"schema": _schema({"holds": {"type": "array", "items": {"type": "boolean"}}})}
+        return {"schema": HOLDS}
 
     def verdict(self, reply: Reply, sample: Sample) -> Verdict:
-        found, count = json_object(reply.text), len(self.facts(sample))
-        holds = None if found is None else found.get("holds")
-        if not isinstance(holds, list) or len(holds) != count or not all(isinstance(one, bool) for one in holds):
-            return None
-        return sum(holds) / count
+        holds = decided(reply.text, len(self.facts(sample.prompt)))
+        return None if holds is None else sum(holds) / len(holds)
 
 
 class UnifiedReward(JudgeReward):
     """UnifiedReward as a pointwise judge behind an endpoint: `v1.5` (`Final Score`), `v2.0` (three axes) or `edit` (two scores), 0 to 1.
 
-    The published prompts belong to the checkpoint: give yours in `task`. An answer out of range or without all parts is unreadable.
+    The published prompts belong to the checkpoint: give yours in `task`, with `{prompt}` where the prompt goes; the judge is then asked as
+    the checkpoint was trained (see `published`). An answer out of range or without all parts is unreadable.
     Source: CodeGoat24/UnifiedReward.
     """
 
@@ -212,6 +248,12 @@ class UnifiedReward(JudgeReward):
     licence = "MIT (code); weights: see the model card"
     version: Literal["v1.5", "v2.0", "edit"] = "v2.0"
     task: str
+    reference: bool = False
+
+    def question(self, sample: Sample) -> list[dict[str, Any]]:
+        if "{prompt}" in self.task:
+            return published([sample], self.task, self.endpoint)
+        return super().question(sample)
 
     def axes(self, sample: Sample) -> tuple[str, str, str]:
         """Names of the three axes: a video has Physics in the place of Coherence."""
@@ -231,5 +273,9 @@ class UnifiedReward(JudgeReward):
         return None if found is None else (sum(found.values()) / len(found) - 1) / 4
 
 
-def _schema(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+def decided(text: str, count: int) -> list[bool] | None:
+    """The `holds` of the JSON object in a text, `count` times true or false; None for anything else."""
+    holds = (json_object(text) or {}).get("holds")
+    if not isinstance(holds, list) or len(holds) != count or not all(isinstance(one, bool) for one in holds):
+        return None
+    return holds

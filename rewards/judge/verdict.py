@@ -23,6 +23,10 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 BETTER = re.compile(r"\b(?:edited\s+)?(?:image|video|candidate)\s*([12])\b", re.IGNORECASE)
 WORSE = re.compile(r"\b(?:worse|inferior|loses|not|cannot)\b|n['\u2019]t\b", re.IGNORECASE)
 TIE = re.compile(r"\b(?:tie|equal|equally good|both|neither)\b", re.IGNORECASE)
+SHARES = re.compile(
+    rf"(\w+)\s+score\s*:\s*(?:image|video)\s*1\s*:\s*({NUMBER})\s+(?:image|video)\s*2\s*:\s*({NUMBER})(?![\w%]|\.\d)",
+    re.IGNORECASE,
+)
 OBJECT = re.compile(r'\{\s*"')
 
 
@@ -112,6 +116,20 @@ def axes(text: str, names: Sequence[str], low: float = 1.0, high: float = 5.0) -
     if any(value is None for value in values.values()):
         return None
     return {name: value for name, value in values.items() if value is not None}
+
+
+def shares(text: str, names: Sequence[str]) -> float | None:
+    """The mean share of the first of two in `NAME Score: Image 1: x Image 2: y` over `names` (UnifiedReward 2.0, pairs); None unless each is there
+    once and its two numbers, from 0 to 1, sum to 1 within 0.01."""
+    found = [(name.lower(), number(first, 0, 1), number(second, 0, 1)) for name, first, second in SHARES.findall(text)]
+    own: list[float] = []
+    for name in names:
+        pairs = [(first, second) for axis, first, second in found if axis == name.lower()]
+        first, second = pairs[0] if len(pairs) == 1 else (None, None)
+        if first is None or second is None or abs(first + second - 1) > 0.01:
+            return None
+        own.append(first / (first + second))
+    return sum(own) / len(own)
 
 
 def winner(text: str) -> int | None:

@@ -175,13 +175,20 @@ def checked(value: Any) -> Verdict:
 
 
 def contents(sample: Sample) -> bytes:
-    """A digest of everything that a judge sees of a sample, and of what its prompt asks for."""
-    told = [sample.prompt.text, sample.prompt.target, sample.text]
-    digest = hashlib.sha256(json.dumps(told, default=repr, sort_keys=True).encode())
+    """A digest of everything that a judge sees of a sample, and of what its prompt asks for; of a file, of what is in it."""
+    told = [sample.prompt.text, sample.prompt.target, sample.text, len(sample.prompt.media)]
+    digest = hashlib.sha256(json.dumps(told, default=_told, sort_keys=True).encode())
     for item in (*sample.prompt.media, *sample.images, *(() if sample.video is None else (sample.video,))):
-        whole = np.ascontiguousarray(item) if isinstance(item, np.ndarray) else None
-        digest.update(str(item).encode() if whole is None else str(whole.shape).encode() + whole.tobytes())
+        if isinstance(item, np.ndarray):
+            digest.update(f"{item.dtype} {item.shape}".encode() + np.ascontiguousarray(item).tobytes())
+        else:
+            whole = Path(item).read_bytes() if isinstance(item, str | Path) and Path(item).is_file() else b""
+            digest.update(f"{item} {len(whole)}".encode() + whole)
     return digest.digest()
+
+
+def _told(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else repr(value)
 
 
 def pairs_of(count: int, most: int | None, seed: int | str) -> list[tuple[int, int]]:

@@ -20,17 +20,17 @@ class AskingReward(Reward):
     endpoint: Endpoint
 
     _chat: Any = PrivateAttr(default=None)
-    _served: str = PrivateAttr(default="")
+    _met: str = PrivateAttr(default="")
 
     def setup(self, device: torch.device) -> None:
-        """Open the connection. Raises UserError for an endpoint that may not be asked, or does not answer."""
+        """Open the connection and meet the judge. Raises UserError for an endpoint that may not be asked, or does not answer."""
         chat = Chat(self.endpoint)
-        self._served = chat.served()
+        self._met = chat.meet()
         self._chat = chat
 
     def elsewhere(self) -> str:
-        """What the server's list of models says of this one; nothing where it has none."""
-        return self._served
+        """Who answered when this process met the judge: by the server's list of models, and by a reply; nothing where they do not say."""
+        return self._met
 
     def stats(self) -> dict[str, float]:
         """See `Chat.stats`; nothing before `setup`."""

@@ -16,7 +16,7 @@ from mmrl.errors import UserError
 from mmrl.rewards.judge.completion import JudgeError, read, shown
 from mmrl.rewards.judge.endpoint import Endpoint
 from mmrl.rewards.judge.flights import Flights
-from mmrl.rewards.judge.identity import Identity, served
+from mmrl.rewards.judge.identity import Identity, served, who_of
 from mmrl.rewards.judge.kept import Kept, Reply
 from mmrl.rewards.remote.connection import RETRIED, Connections, asked_to_wait, pause
 from mmrl.rewards.remote.meter import Meter
@@ -25,8 +25,8 @@ LONGEST_WAIT = 600.0
 """Seconds: a judge that wants to be asked again later than that is not."""
 MOST_BYTES = 16 << 20
 """An answer that is longer is none."""
-FIRST = "first"
-"""The flight of the first live question; other keys are hex digits."""
+HELLO = "Answer with one word: yes."
+"""The question that only asks who answers."""
 
 Readable = Callable[[Reply], bool]
 """Whether the reward can read a reply; what it cannot is not kept."""
@@ -35,8 +35,7 @@ Readable = Callable[[Reply], bool]
 class Chat:
     """A client of one endpoint; may be used from several threads. Raises UserError for an endpoint that may not be asked.
 
-    All live replies must say that they come from the same judge; kept ones of another judge are asked anew. So before the first kept
-    reply is used, one question is asked live.
+    All live replies must say that they come from the judge that was met first (`meet`); kept ones of another judge are asked anew.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -44,6 +43,7 @@ class Chat:
         self.connections = Connections(endpoint.concurrency, "judge", endpoint.token())
         self.kept = Kept(endpoint.cache)
         self.identity = Identity(endpoint.fingerprint)
+        self.listed = ""
         self.flights = Flights()
         self.meter = Meter()
 
@@ -62,16 +62,31 @@ class Chat:
         """Nobody waits for answers any more: what is tried again, or would be asked, is a JudgeError at once."""
         self.connections.stop.set()
 
-    def served(self) -> str:
-        """What the server's list of models says of the one that is asked; nothing where it has no list, or another name in it.
-        Raises UserError where the server does not answer."""
+    def meet(self) -> str:
+        """Ask who answers, before anything else: what the server's list of models says of the one that is asked (nothing where it has no list,
+        or another name in it), and what the reply to one token's question says of itself. Raises UserError where there is no answer."""
         try:
-            status, body = self._tried("GET", "models", counted=False)
-            return served(json.loads(body), self.endpoint.model) if status == 200 else ""
-        except (ValueError, RecursionError):
-            return ""
+            status, listed = self._tried("GET", "models", counted=False)
+            self.listed = served(listed, self.endpoint.model) if status == 200 else ""
+            hello = [{"role": "user", "content": [{"type": "text", "text": HELLO}]}]
+            status, said = self._tried(
+                "POST", "chat/completions", counted=False, json=self._body(hello) | {"max_tokens": 1}
+            )
         except JudgeError as error:
             raise UserError(f"judge {error}; start it, or correct endpoint.url") from error
+        try:
+            if status != 200:
+                raise ValueError(status)
+            self.identity.take(who_of(json.loads(said)))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"judge {self.endpoint.url} answers a first question with {status}: {shown(said)}; correct endpoint.url or endpoint.model"
+            ) from error
+        return self.said()
+
+    def said(self) -> str:
+        """What the server said of who answers; the same for the same judge."""
+        return "; ".join(filter(None, (self.listed, self.identity.name())))
 
     def ask_all(
         self, questions: Sequence[list[dict[str, Any]]], readable: Sequence[Readable], **options: Any
@@ -132,7 +147,9 @@ class Chat:
         return body
 
     def _key(self, body: dict[str, Any]) -> str:
-        return hashlib.sha256(json.dumps([self.endpoint.revision, body], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.endpoint.revision, self.listed, body], sort_keys=True).encode()
+        ).hexdigest()
 
     def _once(self, body: dict[str, Any], readable: Readable) -> Reply:
         key = self._key(body)
@@ -144,15 +161,11 @@ class Chat:
 
     def _reply(self, key: str, body: dict[str, Any], readable: Readable) -> Reply:
         """The kept reply if it is of the judge that answers now, else a live one."""
-        known, reply = self.kept.get(key), None
-        if known is not None and readable(known):
-            if not self.identity.live:
-                (first, said), _ = self.flights.once(FIRST, lambda: (key, self._live(body)))
-                reply = said if first == key else None
-            if self.identity.differs(known.who) is None:
-                self.meter.add("cached")
-                return known
-        reply = self._live(body) if reply is None else reply
+        known = self.kept.get(key)
+        if known is not None and readable(known) and self.identity.differs(known.who) is None:
+            self.meter.add("cached")
+            return known
+        reply = self._live(body)
         if readable(reply):
             self.kept.put(key, reply)
         return reply

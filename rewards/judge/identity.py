@@ -22,8 +22,12 @@ def who_of(completion: Mapping[str, Any]) -> Who:
     return None if model is None else str(model), None if fingerprint is None else str(fingerprint)
 
 
-def served(listed: Any, model: str) -> str:
-    """What a server's list of models says of `model`, as JSON; nothing where it does not list it."""
+def served(body: bytes, model: str) -> str:
+    """What a server's list of models says of `model`, as JSON; nothing where it does not list it, or is no list."""
+    try:
+        listed = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
     found = listed.get("data") if isinstance(listed, Mapping) else None
     for one in found if isinstance(found, list) else ():
         if isinstance(one, Mapping) and one.get("id") == model:
@@ -44,8 +48,6 @@ class Identity:
     def __init__(self, fingerprint: bool = False) -> None:
         self.compared = SAID if fingerprint else SAID[:1]
         self.known: list[str | None] = [None] * len(self.compared)
-        self.live = False
-        """A live reply was taken in."""
         self.guard = threading.Lock()
 
     def differs(self, who: Who) -> str | None:
@@ -61,11 +63,8 @@ class Identity:
             change = self.differs(who)
             if change is None:
                 self.known = [before if said is None else said for before, said in zip(self.known, who, strict=False)]
-                self.live = True
             return change
 
-    def name(self) -> str | None:
-        """What live replies said, as JSON, "" where they say nothing of themselves; None before the first."""
-        if not self.live:
-            return None
+    def name(self) -> str:
+        """What live replies said, as JSON; nothing where they say nothing of themselves."""
         return json.dumps(self.known) if any(said is not None for said in self.known) else ""

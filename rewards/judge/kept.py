@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmrl.rewards.judge.identity import Who
 
@@ -29,17 +30,15 @@ class Kept:
         self.replies: dict[str, Reply] = {}
 
     def get(self, key: str) -> Reply | None:
-        """None also for a file that broke off."""
+        """None also for a file that broke off, or holds no reply."""
         if key in self.replies:
             return self.replies[key]
         file = self._file(key)
         if file is None or not file.is_file():
             return None
         try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-            model, fingerprint = said.get("who", (None, None))
-            reply = Reply(said["text"], said["first"], (model, fingerprint))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            reply = _read(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         self.replies[key] = reply
         return reply
@@ -50,10 +49,19 @@ class Kept:
         file = self._file(key)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
+            part = file.with_suffix(f".{uuid.uuid4().hex}.part")
             said = {"text": reply.text, "first": dict(reply.first), "who": reply.who}
             part.write_text(json.dumps(said), encoding="utf-8")
             os.replace(part, file)
 
     def _file(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / key[:2] / f"{key}.json"
+
+
+def _read(said: Any) -> Reply:
+    """Raises what it likes for what is no reply."""
+    model, fingerprint = said.get("who", (None, None))
+    first = {str(token): float(value) for token, value in said["first"].items()}
+    if not isinstance(said["text"], str) or not all(value <= 0 for value in first.values()):
+        raise ValueError("no reply")
+    return Reply(said["text"], first, (model, fingerprint))

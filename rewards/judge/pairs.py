@@ -46,9 +46,9 @@ class PairJudge(AskingReward, PairwiseReward):
         return f"2, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
 
     def who(self) -> str | None:
-        """The judge as its replies name it."""
-        name: str | None = None if self._chat is None else self._chat.identity.name()
-        return name
+        """The judge as its server names it."""
+        said: str | None = None if self._chat is None else self._chat.said()
+        return said
 
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """One verdict per pair; an answer that cannot be read is asked for once more."""

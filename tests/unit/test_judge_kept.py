@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmrl.errors import UserError
 from mmrl.reward import Failed, RewardSet
-from mmrl.reward.fingerprint import fingerprint
+from mmrl.reward.fingerprint import fingerprint as fingerprint_of
+from mmrl.rewards.judge.chat import Chat
+from mmrl.rewards.judge.endpoint import Endpoint
 from mmrl.rewards.judge.flights import Flights
+from mmrl.rewards.judge.kept import Kept, Reply
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Rubric
+from mmrl.rewards.judge.question import show
 from mmrl.rollout import FAILED, OK, Prompt, Sample
 from mmrl.video import write_video
-from tests.unit.judge_server import JudgeServer, pictures, user_text
+from tests.unit.judge_server import JudgeServer, Raw, pictures, user_text
 
 Serve = Callable[..., JudgeServer]
 THREE = '{"score": 3}'
@@ -71,7 +77,7 @@ def test_a_kept_answer_of_an_earlier_judge_does_not_decide_who_answers(serve: Se
 
 
 @pytest.mark.parametrize("texts", [["a"], ["a", "b", "c", "d"]])
-def test_kept_answers_of_this_judge_cost_one_question(texts: list[str], serve: Serve, tmp_path: Path) -> None:
+def test_kept_answers_of_this_judge_are_not_asked_again(texts: list[str], serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda body: THREE)
     server.says = {"model": "one"}
     statuses(ready(Judge, server, cache=str(tmp_path)), *texts)
@@ -79,19 +85,19 @@ def test_kept_answers_of_this_judge_cost_one_question(texts: list[str], serve: S
     reward = ready(Judge, server, cache=str(tmp_path))
     for _ in range(2):
         assert statuses(reward, *texts) == [OK] * len(texts)
-    assert len(server.bodies) == before + 1
+    assert len(server.bodies) == before and server.met == 2, "each met the judge"
 
 
-def test_kept_answers_are_not_used_while_nobody_says_who_answers(serve: Serve, tmp_path: Path) -> None:
-    alive = [True]
-    server = serve(lambda body: THREE if alive[0] else 400)
-    server.says = {"model": "one"}
-    statuses(ready(Judge, server, cache=str(tmp_path)), "a")
-    alive[0] = False
-    reward = ready(Judge, server, cache=str(tmp_path))
-    assert statuses(reward, "a") == [FAILED]
-    alive[0] = True
-    assert statuses(reward, "a") == [OK]
+@pytest.mark.parametrize("kind", [Judge, PairJudge])
+@pytest.mark.parametrize("hello", [400, 404, Raw(b"<html>"), Raw([]), Raw(b"[" * 100_000)])
+def test_a_judge_that_does_not_say_who_answers_is_refused_when_the_run_starts(
+    hello: Any, kind: Any, serve: Serve
+) -> None:
+    server = serve(lambda body: THREE)
+    server.hello = hello
+    with pytest.raises(UserError, match=r"answers a first question with .*; correct endpoint.url or endpoint.model"):
+        ready(kind, server)
+    assert server.met == 1 and not server.bodies
 
 
 def test_replicas_of_one_model_may_have_fingerprints_of_their_own(serve: Serve, tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_replicas_of_one_model_may_have_fingerprints_of_their_own(serve: Serve, 
         assert statuses(bound, f"text {number}") == [expected]
     before = len(server.bodies)
     assert statuses(ready(Judge, server, cache=str(tmp_path / "a")), "text 0", "text 1") == [OK, OK]
-    assert len(server.bodies) == before + 1, "answers of the other replica are kept ones too"
+    assert len(server.bodies) == before, "answers of the other replica are kept ones too"
 
 
 def test_verdicts_of_pairs_are_those_of_the_judge_that_answers(serve: Serve, tmp_path: Path) -> None:
@@ -117,17 +123,7 @@ def test_verdicts_of_pairs_are_those_of_the_judge_that_answers(serve: Serve, tmp
     assert ready(PairJudge, server, options).score(group) == [0.0, 0.5, 1.0]
     assert len(server.bodies) == 1 + 3, "the kept pair is asked anew, once"
     assert ready(PairJudge, server, options).score(group) == [0.0, 0.5, 1.0]
-    assert len(server.bodies) == 1 + 3 + 1, "one question to see who answers"
-
-
-def test_kept_verdicts_of_pairs_need_somebody_who_answers(serve: Serve, tmp_path: Path) -> None:
-    alive = [True]
-    server = serve(lambda body: '{"reason": "", "winner": "1"}' if alive[0] else 400)
-    server.says = {"model": "one"}
-    options = {"orders": "one", "cache": str(tmp_path)}
-    assert ready(PairJudge, server, options).score([sample("a"), sample("b")]) == [1.0, 0.0]
-    alive[0] = False
-    assert statuses(ready(PairJudge, server, options), "a", "b") == [FAILED, FAILED]
+    assert len(server.bodies) == 1 + 3
 
 
 def listed(**facts: Any) -> dict[str, Any]:
@@ -141,10 +137,42 @@ def test_the_servers_list_of_models_is_part_of_what_a_run_is_resumed_with(kind: 
     for root, created in (("/models/a", 1), ("/models/a", 2), ("/models/b", 1)):
         server.models = listed(root=root) | {"created": created}
         reward = ready(kind, server)
-        found.append((reward.elsewhere(), fingerprint(reward)))
+        found.append((reward.elsewhere(), fingerprint_of(reward)))
     assert found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
     assert json.loads(found[2][0]) == {"id": "alias", "root": "/models/b"}
     assert not server.bodies, "known without a question"
+
+
+@pytest.mark.parametrize("kind", [Judge, PairJudge])
+def test_what_a_reply_says_is_part_of_what_processes_and_resumed_runs_compare(kind: Any, serve: Serve) -> None:
+    server = serve(lambda body: THREE)
+    told = []
+    for model, fingerprint, wanted in (
+        ("a", "1", False),
+        ("a", "2", False),
+        ("b", "1", False),
+        ("a", "1", True),
+        ("a", "2", True),
+    ):
+        server.says = {"model": model, "system_fingerprint": fingerprint}
+        reward = ready(kind, server, fingerprint=wanted)
+        told.append((reward.elsewhere(), fingerprint_of(reward)))
+    assert told[0] == told[1] and len(set(told)) == 4
+    assert not server.bodies
+
+
+@pytest.mark.parametrize("kind", [Judge, PairJudge])
+def test_two_judges_of_one_name_keep_to_their_own_answers(kind: Any, serve: Serve, tmp_path: Path) -> None:
+    """Both servers say `model: alias`; their lists tell them apart."""
+    group = [sample("a"), sample("b")]
+    found = []
+    for root, answer in (("/a", '{"score": 1, "winner": "1"}'), ("/b", '{"score": 5, "winner": "2"}')) * 2:
+        server = serve(lambda body, said=answer: said)
+        server.says, server.models = {"model": "alias"}, listed(root=root)
+        options = {"orders": "one", "cache": str(tmp_path / "pairs")} if kind is PairJudge else {}
+        found.append([float(one) for one in ready(kind, server, options, cache=str(tmp_path / "said")).score(group)])
+        assert len(server.bodies) == (0 if len(found) > 2 else 1 if kind is PairJudge else 2)
+    assert found[:2] == found[2:] == ([[1.0, 0.0], [0.0, 1.0]] if kind is PairJudge else [[0.0, 0.0], [1.0, 1.0]])
 
 
 @pytest.mark.parametrize("models", [404, 401, [], {"data": None}, {"data": [{"id": "other"}]}, {"data": ["alias"]}])
@@ -183,6 +211,64 @@ def test_a_kept_answer_that_cannot_be_read_is_asked_anew(serve: Serve, tmp_path:
     file.write_text(json.dumps({"text": "", "first": {}, "who": [None, None]}))
     assert ready(Judge, server, cache=str(tmp_path)).score([sample("a")]) == [0.5]
     assert json.loads(file.read_text())["text"] == THREE
+
+
+def test_what_is_in_a_file_is_part_of_a_question(serve: Serve, tmp_path: Path) -> None:
+    """The path stays, the picture does not."""
+    server = serve(lambda body: '{"score": 3, "reason": "", "winner": "1"}')
+    file = tmp_path / "source.png"
+    for kind in (Judge, PairJudge):
+        server.bodies.clear()
+        reward = ready(kind, server, {"orders": "one"} if kind is PairJudge else {})
+        for shade, asked in ((1, 1), (1, 1), (2, 2)):
+            Image.fromarray(np.full((4, 4, 3), shade, dtype=np.uint8)).save(file)
+            reward.score([sample("a", str(file)), sample("b" if kind is PairJudge else "a", str(file))])
+            assert len(server.bodies) == asked
+
+
+def test_everything_that_may_change_a_verdict_is_part_of_what_it_is_kept_under() -> None:
+    """One change at a time, from the endpoint, the question and the form of the answer."""
+    base: dict[str, Any] = {"model": "m"}
+    words = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    keys = set()
+    for change in ({}, {"model": "n"}, {"revision": "2"}, {"temperature": 1.0}, {"max_tokens": 5}, {"seed": 1}):
+        chat = Chat(Endpoint(**base | change))
+        keys.add(chat._key(chat._body(words)))
+    chat = Chat(Endpoint(**base))
+    keys.add(chat._key(chat._body(words, schema={"type": "object"})))
+    keys.add(chat._key(chat._body(words, top_logprobs=5)))
+    keys.add(chat._key(chat._body(words, top_logprobs=6)))
+    keys.add(chat._key(chat._body([{**words[0], "role": "system"}])))
+    chat.listed = "another root"
+    keys.add(chat._key(chat._body(words)))
+    assert len(keys) == 11
+    same = Chat(Endpoint(**base, url="http://127.0.0.1:9/v1", timeout=3, concurrency=1, tries=1))
+    assert same._key(same._body(words)) in keys, "where and how patiently it is asked changes no verdict"
+    video = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)
+    shown = [
+        json.dumps(show(video, Endpoint(**base | change), "Result"))
+        for change in ({}, {"max_frames": 3}, {"max_pixels": 4})
+    ]
+    assert len(set(shown)) == 3
+
+
+def _write(folder: str, number: int) -> None:
+    kept = Kept(folder)
+    for turn in range(40):
+        kept.put(f"aa{turn % 4}", Reply("x" * (2000 * (number + 1)), {"Yes": -0.5}))
+        found = Kept(folder).get(f"aa{(turn + 1) % 4}")
+        assert found is None or (set(found.text) == {"x"} and len(found.text) % 2000 == 0)
+
+
+def test_several_processes_keep_answers_in_one_folder(tmp_path: Path) -> None:
+    work = multiprocessing.get_context("fork")
+    writers = [work.Process(target=_write, args=(str(tmp_path), number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(list(tmp_path.rglob("*"))) == 1 + 4, "no part is left"
 
 
 def test_equal_questions_are_asked_once(serve: Serve) -> None:

@@ -31,8 +31,8 @@ def smooth(reward: Floats, group: Ints, visits: Floats, mean: Floats, std: Float
 
 
 class DcpoAdvantage(Advantage):
-    """DCPO: `group` without eps, smoothed with the earlier groups of the prompt, which checkpoints keep. Selection
-    `signal` would drop the constant groups that it makes useful."""
+    """DCPO: `group` without eps, smoothed with the earlier groups of the prompt, which checkpoints keep. A refill and
+    selection `signal` would drop the constant groups that it makes useful, and are refused."""
 
     @property
     def remembers(self) -> int:

@@ -13,7 +13,9 @@ from mmrl.config.checklists import check_checklist
 from mmrl.config.resolved import ResolvedDirect, ResolvedDraws, ResolvedRL, ResolvedStage
 from mmrl.config.schema import Config, PreferenceStage, RLStage
 from mmrl.config.source import Path_
-from mmrl.objective.wants import check_policy
+from mmrl.curriculum.selection import SelectSignal
+from mmrl.objective.surrogate import Surrogate
+from mmrl.objective.wants import lacking
 from mmrl.parity import is_exact
 from mmrl.reward import RewardSet, Use
 from mmrl.seeding import derive_seed
@@ -25,19 +27,14 @@ LOOK_AHEAD = 1000
 """Iterations whose trained steps are looked at before the run."""
 
 
-def clip_range(surrogate: Any, policy: Any = None) -> float | None:
-    """How far the ratio may go on the narrower side before the surrogate clips it; None when parity says nothing about that."""
-    if getattr(surrogate, "whole_samples", False):
-        return None  # a ratio of whole samples, while parity is that of steps
-    if getattr(surrogate, "reads_transition", False):
-        return None  # a ratio that is scaled by the step's std
-    if not is_exact(policy):
+def clip_range(surrogate: Surrogate | None, policy: Any = None) -> float | None:
+    """The `clip_range` of a surrogate; None where parity says nothing about it."""
+    if surrogate is None or not is_exact(policy):
         return None  # parity is a mean, and ratios start at a replay
-    bounds = [getattr(surrogate, key, None) for key in ("low", "high")]
-    return min((float(bound) for bound in bounds if isinstance(bound, (int, float)) and bound > 0), default=None)
+    return surrogate.clip_range
 
 
-def default_tolerance(surrogate: Any, policy: Any = None) -> float:
+def default_tolerance(surrogate: Surrogate | None, policy: Any = None) -> float:
     """The `parity_tolerance` of a stage that sets none."""
     narrow = clip_range(surrogate, policy)
     usual = getattr(policy, "replay_tolerance", PARITY_TOLERANCE)
@@ -197,6 +194,22 @@ def _check_whole_groups(stage: ResolvedRL, processes: int, build: Builder) -> No
             )
 
 
+def _check_memory(stage: ResolvedRL, build: Builder) -> None:
+    """What leaves out groups without differences, where these are remembered and trained on as well."""
+    section, path = stage.section, ("stages", stage.name)
+    who = f"advantage {section.objective.advantage.name} compares with the earlier groups of a prompt, so"
+    if section.curriculum.refill is not None:
+        build.problem(
+            (*path, "curriculum", "refill"),
+            f"{who} groups without differences teach too and are to be remembered, and a refill drops them; leave one out",
+        )
+    if isinstance(stage.objective.selection, SelectSignal):
+        build.problem(
+            (*path, "objective", "selection"),
+            f"{who} groups without differences teach too, and selection signal leaves them out; leave one out",
+        )
+
+
 def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) -> None:
     section, path = stage.section, ("stages", stage.name)
     before = len(build.problems)
@@ -222,12 +235,15 @@ def _check_rl(stage: ResolvedRL, policy: Any, config: Config, build: Builder) ->
             (*path, "curriculum", "refill"),
             "a refill judges whole groups, and fan_out compares the samples of one step with each other; leave one out",
         )
+    if stage.objective.advantage.remembers is not None:
+        _check_memory(stage, build)
     if not _wrong_transforms(stage, build):
         build.check((*path, "rewards"), lambda: RewardSet(stage.rewards).check_trained())
     build.check((*path, "rollout"), policy.check_plan, stage.plan, stage.objective)
     if hasattr(stage.plan, "check_group"):
         build.check((*path, "group_size"), stage.plan.check_group, section.group_size)
-    build.check((*path, "objective"), check_policy, stage.objective, policy)
+    for place, text in lacking(stage.objective, policy):
+        build.problem((*path, "objective", *place), text)
     build.check(
         (*path, "objective", "steps", "select"),
         stage.objective.select.validate_for,

@@ -51,14 +51,16 @@ class Source:
         return self.file
 
     def line(self, path: Path_, text: str) -> str:
-        """`file:line: key: text`, or `command line: key=value: text`. A section names also the values in it that come from
-        elsewhere (another file, the command line), since one of them may be what is wrong."""
+        """`file:line: key: text`, or `command line: key=value: text`. A section names also where values in it come
+        from elsewhere (the first of another file, those of the command line), since one of them may be what is wrong."""
         where, key = self.where(path), _dotted(path)
         if where.startswith(f"{COMMAND_LINE}: {key}="):
             return f"{where}: {text}"
-        others = {place: None for inner, place in self.origin.items()
-                  if len(inner) > len(path) and inner[: len(path)] == path and _file(place) != _file(where)}  # fmt: skip
-        beside = ", ".join(list(others)[:MOST_PLACES] if path else ())
+        others: dict[str, str] = {}
+        for inner, place in self.origin.items():
+            if len(inner) > len(path) and inner[: len(path)] == path and _file(place) != _file(where):
+                others.setdefault(_file(place), place)
+        beside = ", ".join(list(others.values())[:MOST_PLACES] if path else ())
         return f"{where}{f' (and {beside})' if beside else ''}: {key + ': ' if key else ''}{text}"
 
 

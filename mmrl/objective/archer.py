@@ -34,6 +34,10 @@ class ByEntropy(Surrogate):
     """Of the entropies of a sample's trained steps."""
 
     @property
+    def clip_range(self) -> float:
+        return min(self.certain, self.uncertain)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return ("entropy",)
 

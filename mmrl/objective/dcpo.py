@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -28,6 +29,12 @@ class Dcpo(Surrogate):
     high: float = Field(default=0.2, gt=0)
     cap: float = Field(default=10.0, gt=1)
     """The largest ratio: the upper bound goes no further, and for A < 0 the loss is at most `-cap A`."""
+
+    @property
+    def clip_range(self) -> float:
+        """That of a step of probability 1: the less likely a step, the wider its range."""
+        lower, upper = bounds(torch.zeros((), dtype=torch.float64), self.low, self.high, self.cap)
+        return min(1 - float(lower), float(upper) - 1)
 
     def __call__(
         self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor

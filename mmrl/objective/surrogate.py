@@ -89,6 +89,12 @@ class Surrogate(Component):
     """Whose samples it learns from: those of the policy, or of its slow copy ("ema")."""
 
     @property
+    def clip_range(self) -> float | None:
+        """How far from 1 the ratio of a step may be on the narrower side, for whichever step that is the least, before its gradient
+        is cut; None where that is not said of the ratio of a step."""
+        return None
+
+    @property
     def reads_old(self) -> bool:
         """It reads the log-probs of the policy before the updates; where not, none are made for a `forward` view."""
         return True
@@ -145,6 +151,10 @@ class Clip(Surrogate):
         if self.dual is not None and self.dual <= 1 + self.high:
             raise ValueError(f"dual {self.dual} must be above 1 + high = {1 + self.high}")
         return self
+
+    @property
+    def clip_range(self) -> float:
+        return min(self.low, self.high)
 
     def __call__(
         self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor

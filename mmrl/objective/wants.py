@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
+from mmrl.advantage.types import Shaping
 from mmrl.objective.measure import OWN, kind_of
 from mmrl.objective.objective import Objective
+from mmrl.objective.surrogate import Surrogate
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Keys below the `objective` of a config."""
 
 LACKING = {
     "entropy": "an entropy of each step that depends on the weights (a denoising step is a Gaussian of given width)",
@@ -32,44 +37,53 @@ def offers(policy: Any) -> frozenset[str]:
     return frozenset(found | ({"whole_samples", "probability"} if whole else {"transition"}))
 
 
-def wants(objective: Objective) -> Iterator[tuple[str, str]]:
-    """`(what, who wants it)` for every thing an objective wants beyond the protocol."""
-    surrogate = f"surrogate {type(objective.surrogate).__name__.lower()}"
-    if objective.surrogate.whole_samples:
-        yield "whole_samples", surrogate
-    if objective.surrogate.reads_probability:
-        yield "probability", surrogate
-    if objective.forward is not None:
-        yield "forward", surrogate
-    if objective.surrogate.reads_transition:
-        yield "transition", surrogate
-    if objective.surrogate.follows is not None:
-        yield "slow_copy", surrogate
-    if objective.advantage.reads_tree:
-        yield "tree", f"advantage {type(objective.advantage).__name__.lower()}"
+def wants(objective: Objective) -> Iterator[tuple[Place, str, list[str]]]:
+    """`(where, who, what)` for every part of an objective: where it stands in the block of a config, how it is called, and what it
+    wants beyond the protocol."""
+    yield ("advantage",), f"advantage {_name(objective.advantage)}", ["tree"] * objective.advantage.reads_tree
+    for number, shaping in enumerate(objective.shaping):
+        yield ("shaping", number), f"shaping {_name(shaping)}", _by_shaping(shaping)
+    yield ("steps", "select"), "steps.select", _measured(objective.select.measures)
+    yield ("surrogate",), f"surrogate {_name(objective.surrogate)}", _by_surrogate(objective.surrogate)
+    for number, term in enumerate(objective.terms):
+        if term.coef:
+            what = ["entropy"] * term.reads_entropy + _measured(term.measures)
+            yield ("terms", number), f"term {term.name}", what
     if objective.correction is not None:
-        yield "engine_log_prob", f"correction {type(objective.correction).__name__.lower()}"
-    asked = [(wanted, "steps.select") for wanted in objective.select.measures]
-    asked += [(wanted, surrogate) for wanted in objective.surrogate.measures]
-    for term in (term for term in objective.terms if term.coef):
-        if term.reads_entropy:
-            yield "entropy", f"term {term.name}"
-        asked += [(wanted, f"term {term.name}") for wanted in term.measures]
-    for shape in objective.shaping:
-        who = f"shaping {type(shape).__name__.lower()}"
-        asked += [(wanted, who) for wanted in shape.measures]
-        if shape.branch is not None:
-            yield "branches", who
-        if shape.follows is not None:
-            yield "slow_copy", who
-    yield from ((what, who) for what, who in asked if what == "entropy" or kind_of(what) not in OWN)
+        yield ("correction",), f"correction {_name(objective.correction)}", ["engine_log_prob"]
 
 
-def check_policy(objective: Objective, policy: Any) -> None:
-    """Raises ValueError naming the first part of `objective` that wants what `policy` does not offer."""
+def _by_surrogate(surrogate: Surrogate) -> list[str]:
+    asked = {
+        "whole_samples": surrogate.whole_samples,
+        "probability": surrogate.reads_probability,
+        "forward": surrogate.forward is not None,
+        "transition": surrogate.reads_transition,
+        "slow_copy": surrogate.follows is not None,
+    }
+    return [what for what, wanted in asked.items() if wanted] + _measured(surrogate.measures)
+
+
+def _by_shaping(shaping: Shaping) -> list[str]:
+    asked = {"branches": shaping.branch is not None, "slow_copy": shaping.follows is not None}
+    return _measured(shaping.measures) + [what for what, wanted in asked.items() if wanted]
+
+
+def _measured(names: Sequence[str]) -> list[str]:
+    """Measurements that not every policy has."""
+    return [name for name in names if name == "entropy" or kind_of(name) not in OWN]
+
+
+def _name(part: Any) -> str:
+    return type(part).__name__.lower()
+
+
+def lacking(objective: Objective, policy: Any) -> list[tuple[Place, str]]:
+    """What parts of `objective` want and `policy` does not offer, in words, each where the part stands."""
     there = offers(policy)
-    for what, who in wants(objective):
-        if what not in there:
-            raise ValueError(
-                f"{who} needs {LACKING.get(what, f'the measurement {what!r}')}, which this policy does not have"
-            )
+    return [
+        (where, f"{who} needs {LACKING.get(what, f'the measurement {what!r}')}, which this policy does not have")
+        for where, who, wanted in wants(objective)
+        for what in dict.fromkeys(wanted)
+        if what not in there
+    ]

@@ -17,7 +17,7 @@ from mmrl.distributed import Group
 from mmrl.errors import UserError
 from mmrl.evaluate import evaluate
 from mmrl.objective.objective import Objective
-from mmrl.objective.wants import check_policy
+from mmrl.objective.wants import lacking
 from mmrl.reward import Reward, RewardSet
 from mmrl.rollout import Draw, Prompt, Rollout, Sample
 from mmrl.vlm.consistency import MEASURES, answer_span, reasoning_span, supported, tokens_of
@@ -188,7 +188,7 @@ def test_an_objective_asks_for_what_its_shapings_need() -> None:
     both = Objective(DrAdvantage(), shaping=(GrpoCare(), seldom))
     assert both.measures(0) == ("consistency", "rac") and both.measures(4) == ("consistency",)
     assert both.evaluates == ("rac",) and Objective(DrAdvantage(), shaping=(often,)).measures(4) == ("rac",)
-    check_policy(both, TinyQwen3VL())
+    assert lacking(both, TinyQwen3VL()) == []
     with pytest.raises(ValueError, match="every must be 1, got 2"):
         Rac(weight=0.1, every=2)
     with pytest.raises(UserError, match="follow them in different ways"):

@@ -33,7 +33,7 @@ from mmrl.objective.metrics import finish
 from mmrl.objective.objective import Objective
 from mmrl.objective.sequence import Gmpo, Gspo
 from mmrl.objective.views import Dvrp, Papo
-from mmrl.objective.wants import check_policy
+from mmrl.objective.wants import lacking
 from mmrl.rollout import Chunk, Draw, Prompt, StepOutput
 
 nan = float("nan")
@@ -96,43 +96,56 @@ class Writer:
 
 
 @pytest.mark.parametrize(
-    ("objective", "who"),
+    ("objective", "where", "who"),
     [
         (
-            Objective(DrAdvantage(), Gspo(), aggregate="seq_mean_token_mean"),
+            Objective(DrAdvantage(), Gspo(), aggregate="seq_mean_token_mean"), ("surrogate",),
             "surrogate gspo needs all steps of a sample",
         ),
-        (Objective(DrAdvantage(), terms=(Entropy(coef=0.1),)), "term entropy needs an entropy"),
-        (Objective(DrAdvantage(), terms=(Papo(coef=0.1, entropy=0.1),)), "term papo needs an entropy"),
-        (Objective(DrAdvantage(), select=EntropySteps()), "steps.select needs an entropy"),
-        (Objective(DrAdvantage(), shaping=(Vogue(visual=0),)), "shaping vogue needs an entropy"),
+        (Objective(DrAdvantage(), terms=(Dvrp(), Entropy(coef=0.1))), ("terms", 1), "term entropy needs an entropy"),
+        (Objective(DrAdvantage(), terms=(Papo(coef=0.1, entropy=0.1),)), ("terms", 0), "term papo needs an entropy"),
+        (Objective(DrAdvantage(), select=EntropySteps()), ("steps", "select"), "steps.select needs an entropy"),
+        (Objective(DrAdvantage(), shaping=(Vogue(visual=0),)), ("shaping", 0), "shaping vogue needs an entropy"),
     ],
-)
-def test_what_denoising_does_not_have_is_refused(objective: Objective, who: str) -> None:
-    with pytest.raises(ValueError, match=who):
-        check_policy(objective, Denoiser())
-    check_policy(objective, Writer())
+)  # fmt: skip
+def test_what_denoising_does_not_have_is_refused(objective: Objective, where: tuple[Any, ...], who: str) -> None:
+    found = lacking(objective, Denoiser())
+    assert found[0][0] == where and found[0][1].startswith(who)
+    assert lacking(objective, Writer()) == []
 
 
 @pytest.mark.parametrize(
-    ("objective", "who"),
+    ("objective", "where", "who"),
     [
-        (Objective(DrAdvantage(), correction=Tis()), "correction tis needs log-probs reported by an inference engine"),
-        (Objective(DrAdvantage(), shaping=(Vogue(token=0),)), "shaping vogue needs rollouts through another view"),
-        (Objective(DrAdvantage(), shaping=(GrpoCare(),)), "grpocare needs the measurement 'consistency'"),
+        (
+            Objective(DrAdvantage(), correction=Tis()), ("correction",),
+            "correction tis needs log-probs reported by an inference engine",
+        ),
+        (
+            Objective(DrAdvantage(), shaping=(Vogue(token=0),)), ("shaping", 0),
+            "shaping vogue needs rollouts through another view",
+        ),
+        (
+            Objective(DrAdvantage(), shaping=(Vogue(token=0, visual=0), GrpoCare())), ("shaping", 1),
+            "shaping grpocare needs the measurement 'consistency'",
+        ),
     ],
-)
-def test_what_must_be_offered_by_name(objective: Objective, who: str) -> None:
-    with pytest.raises(ValueError, match=who):
-        check_policy(objective, Writer())
+)  # fmt: skip
+def test_what_must_be_offered_by_name(objective: Objective, where: tuple[Any, ...], who: str) -> None:
+    assert [(place, text.startswith(who)) for place, text in lacking(objective, Writer())] == [(where, True)]
     able = Writer()
     able.offers = frozenset({"engine_log_prob", "branches", "consistency"})  # type: ignore[attr-defined]
-    check_policy(objective, able)
+    assert lacking(objective, able) == []
+
+
+def test_every_part_that_lacks_something_is_told() -> None:
+    both = Objective(DrAdvantage(), Gspo(), terms=(Entropy(coef=0.1),), aggregate="seq_mean_token_mean")
+    assert [where for where, _ in lacking(both, Denoiser())] == [("surrogate",), ("terms", 0)]
 
 
 def test_terms_of_both_families_are_free_for_denoising() -> None:
     terms = (Papo(coef=0.1, view="blank", divergence="full_kl"), Dvrp(), Entropy(coef=0))
-    check_policy(Objective(DrAdvantage(), Cispo(), terms=terms), Denoiser())
+    assert lacking(Objective(DrAdvantage(), Cispo(), terms=terms), Denoiser()) == []
 
 
 # ---- terms

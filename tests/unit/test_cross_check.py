@@ -1,0 +1,132 @@
+"""Parts of a stage that do not fit each other or the policy, told at the line where the part stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmrl.config import load
+from mmrl.errors import ConfigError
+from mmrl.objective.archer import Archer
+from mmrl.objective.aspo import Aspo
+from mmrl.objective.cispo import Cispo
+from mmrl.objective.dcpo import Dcpo
+from mmrl.objective.sequence import Gmpo, Gspo
+from mmrl.objective.surrogate import Clip, Surrogate
+
+WRITES = """
+policy: {name: tiny_qwen3vl}
+stages:
+  rl:
+    kind: rl
+    steps: 1
+    prompts: {name: list, items: [{text: a, target: b}, {text: c, target: d}]}
+    prompts_per_step: 2
+    group_size: 2
+    rollout: {max_new_tokens: 2}
+    rewards: {right: {name: exact}}
+    objective:
+      advantage: {name: group, scale: group}
+    optimizer: {lr: 1e-4}
+"""
+DRAWS = """
+policy: {name: tiny_sd3}
+stages:
+  rl:
+    kind: rl
+    steps: 1
+    prompts: {name: shapes, split: train}
+    prompts_per_step: 2
+    group_size: 4
+    rollout: {num_steps: 4, sampler: {kind: flow_sde, level: 0.7}}
+    rewards: {exact: {name: shapes, mode: exact}}
+    objective:
+      advantage: {name: group, scale: group}
+    optimizer: {lr: 1e-4}
+"""
+HERE = "stages.rl.objective"
+
+
+def read(folder: Path, text: str, *overrides: str) -> None:
+    (folder / "base.yaml").write_text(text)
+    load(str(folder / "base.yaml"), overrides)
+
+
+def failures(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text, *overrides)
+    return str(caught.value).splitlines()
+
+
+# ---- what a policy must offer
+
+
+def test_every_part_that_wants_too_much_is_told_at_its_own_line(tmp_path: Path) -> None:
+    more = "      surrogate: {name: archer}\n      terms: [{name: dvrp}, {name: entropy, coef: 0.1}]\n"
+    before, after = DRAWS.split("    optimizer")
+    found = failures(tmp_path, f"{before}{more}    optimizer{after}")
+    line = before.count("\n") + 1
+    assert [one.partition(" needs ")[0] for one in found if " needs " in one] == [
+        f"{tmp_path}/base.yaml:{line}: {HERE}.surrogate: surrogate archer",
+        f"{tmp_path}/base.yaml:{line}: {HERE}.surrogate: surrogate archer",
+        f"{tmp_path}/base.yaml:{line + 1}: {HERE}.terms.1: term entropy",
+    ]
+
+
+def test_a_correction_without_an_engine_is_told_where_it_stands(tmp_path: Path) -> None:
+    (found,) = failures(tmp_path, WRITES, f"{HERE}.correction={{name: tis}}")
+    assert found.startswith(
+        f"command line: {HERE}.correction={{name: tis}}: correction tis needs log-probs reported by"
+    )
+
+
+def test_another_file_is_named_once(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: base.yaml\nstages:\n  rl:\n    rollout:\n      num_steps: 2\n      height: 24\n      width: 40\n"
+    )
+    (tmp_path / "base.yaml").write_text(DRAWS)
+    with pytest.raises(ConfigError) as caught:
+        load(str(child), ["stages.rl.rollout.sampler={kind: cps}", f"{HERE}.surrogate={{name: guard}}"])
+    assert f"(and {child}:5, command line: stages.rl.rollout.sampler={{kind: cps}})" in str(caught.value)
+
+
+# ---- parity and the clip range
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "narrowest"),
+    [
+        (Clip(low=0.2, high=0.1), 0.1), (Archer(certain=0.3, uncertain=0.4), 0.3), (Aspo(certain=0.5, uncertain=0.4), 0.4),
+        (Dcpo(), 0.5 * 1.8**0.5 - 0.5), (Dcpo(low=0.05), 0.5 - 0.5 * 0.8**0.5), (Gspo(), None), (Gmpo(), None), (Cispo(), None),
+    ],
+)  # fmt: skip
+def test_the_clip_range_of_a_step(surrogate: Surrogate, narrowest: float | None) -> None:
+    assert surrogate.clip_range == (None if narrowest is None else pytest.approx(narrowest))
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "narrowest"),
+    [("clip", 0.2), ("archer", 0.2), ("aspo", 0.2), ("dcpo", 0.17082), ("cispo", None), ("gspo", None)],
+)
+def test_a_tolerance_beyond_the_clip_range_is_refused(tmp_path: Path, surrogate: str, narrowest: float | None) -> None:
+    wide = [f"{HERE}.surrogate={{name: {surrogate}}}", f"{HERE}.aggregate=seq_mean_token_mean"]
+    if narrowest is None:
+        read(tmp_path, WRITES, *wide, "stages.rl.parity_tolerance=0.3")
+    else:
+        (found,) = failures(tmp_path, WRITES, *wide, "stages.rl.parity_tolerance=0.3")
+        assert f"0.3 is wider than the clip range {narrowest:g}" in found
+
+
+# ---- advantages that remember
+
+
+@pytest.mark.parametrize("advantage", ["dcpo", "per_prompt_history"])
+def test_what_remembers_groups_keeps_those_without_differences(tmp_path: Path, advantage: str) -> None:
+    own = f"{HERE}.advantage={{name: {advantage}}}"
+    read(tmp_path, WRITES, own)
+    (found,) = failures(tmp_path, WRITES, own, "stages.rl.curriculum.refill={max_rounds: 3}")
+    assert "curriculum.refill={max_rounds: 3}: advantage" in found and "a refill drops them; leave one out" in found
+    (found,) = failures(tmp_path, WRITES, own, f"{HERE}.selection={{name: signal}}")
+    assert f"{HERE}.selection={{name: signal}}: advantage {advantage} compares with the earlier groups" in found

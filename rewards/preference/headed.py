@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from mmrl.errors import UserError
 from mmrl.reward import Reward
-from mmrl.rewards.preference.base import DTYPES, file_of, fill, tensors
+from mmrl.rewards.preference import headed_adapter
+from mmrl.rewards.preference.base import DTYPES, file_of, fill, pretrained, tensors
 from mmrl.rewards.preference.headed_inputs import Row, encode, places, sequential
 from mmrl.rewards.preference.headed_state import cast, divided, merged
 from mmrl.rewards.preference.rubric import Rubric, check_free
@@ -53,11 +55,11 @@ class Headed(Reward):
     """
 
     path: str
-    """Hub id, folder or file of the weights: backbone and head together."""
+    """Hub id, folder or file of the weights: backbone and head together, or adapters over `base`."""
     file: str
-    """Name of the weights in `path`."""
+    """Name of the weights in `path`, or of `adapter_model.safetensors` (or `.bin`), which a folder may hold instead."""
     base: str
-    """Hub id or folder of the backbone's config and processor; its weights are not read."""
+    """Hub id or folder of the backbone's config and processor; its weights are read where `file` holds adapters alone."""
     hub_revision: str | None = None
     """Branch, tag or commit of a hub id in `path`."""
     base_revision: str | None = None
@@ -103,22 +105,49 @@ class Headed(Reward):
     def make_head(self, width: int, state: dict[str, Tensor], file: str) -> nn.Module:
         """An empty head on hidden states of `width` for the weights `state`."""
 
-    def adapter(self) -> tuple[float | None, bool]:
-        """`alpha` of unmerged adapters, and whether they are rank-stabilised."""
-        return self.lora_alpha, False
+    def adapter(self, own: Mapping[str, Any]) -> tuple[Any, bool]:
+        """`alpha` of unmerged adapters, and whether they are rank-stabilised; `own` is their `adapter_config.json`, or empty."""
+        return self.lora_alpha or own.get("lora_alpha"), bool(own.get("use_rslora", False))
 
     def load(self) -> HeadedModel:
-        """Backbone and head from one file, every weight used and none missing."""
-        file = file_of(self.path, self.file, self.hub_revision)
-        alpha, rank_root = self.adapter()
-        backbone, own = divided(merged(tensors(file, "model"), alpha, file, rank_root), file)
+        """Backbone and head, every weight used and none missing."""
+        file = file_of(self.path, self._file(), self.hub_revision)
+        state = tensors(file, "model")
         self._processor = self._load_processor()
+        own: dict[str, Any] = {}
+        if Path(file).name in headed_adapter.FILES:
+            own = headed_adapter.read_adapter_config(self._path_of(headed_adapter.CONFIG))
+            trained = tensors(self._path_of(headed_adapter.TRAINED))
+            state = headed_adapter.over_base(self._base_state(), trained, state, own, file)
+        alpha, rank_root = self.adapter(own)
+        dtype = DTYPES[self.dtype]
+        backbone, head_state = divided(merged(state, alpha, file, rank_root, dtype), file)
         model = self._make_backbone(backbone, file)
-        fill(model, cast(backbone, DTYPES[self.dtype]), file, assign=True)
-        model.to(DTYPES[self.dtype])  # the frequencies of the positions too: the originals round them
-        head = self.make_head(model.config.text_config.hidden_size, own, file)
-        fill(head, cast(own, torch.float32), file, assign=True)
+        fill(model, cast(backbone, dtype), file, assign=True)
+        model.to(dtype)  # the frequencies of the positions too: the originals round them
+        head = self.make_head(model.config.text_config.hidden_size, head_state, file)
+        fill(head, cast(head_state, torch.float32), file, assign=True)
         return HeadedModel(model, head)
+
+    def _file(self) -> str:
+        """`file`, or the adapters that a folder holds instead."""
+        local = Path(self.path)
+        held = [name for name in headed_adapter.FILES if (local / name).is_file()]
+        return held[0] if held and not (local / self.file).is_file() else self.file
+
+    def _path_of(self, name: str) -> str:
+        """A file beside the weights."""
+        if Path(self.path).is_file():
+            return file_of(str(Path(self.path).parent), name)
+        return file_of(self.path, str(PurePosixPath(self._file()).with_name(name)), self.hub_revision)
+
+    def _base_state(self) -> dict[str, Tensor]:
+        """The base's own weights, with as many embeddings as the tokenizer has tokens."""
+        from transformers import AutoModel
+
+        model = pretrained(AutoModel, self.base, self.base_revision, DTYPES[self.dtype], allowed=("lm_head.weight",))
+        state: dict[str, Tensor] = model.state_dict()
+        return state | {EMBEDDINGS: state[EMBEDDINGS][: len(self._processor.tokenizer)]}
 
     def _load_processor(self) -> Any:
         from tokenizers import AddedToken
@@ -146,7 +175,7 @@ class Headed(Reward):
         if EMBEDDINGS not in state:
             raise UserError(f"'{file}' lacks weights: {EMBEDDINGS}")
         rows, known = len(state[EMBEDDINGS]), len(self._processor.tokenizer)
-        if rows < known:
+        if rows != known:
             raise UserError(
                 f"'{file}' has {rows} token embeddings, and the tokenizer of '{self.base}' with the reward tokens {known} tokens; "
                 "is `base` the backbone it was trained from?"

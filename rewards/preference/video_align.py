@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmrl.errors import UserError
 from mmrl.rewards.preference.base import file_of
 from mmrl.rewards.preference.headed import Headed
+from mmrl.rewards.preference.headed_adapter import CONFIG as ADAPTER_CONFIG
 from mmrl.rewards.preference.headed_inputs import Row, sized_frames
 from mmrl.rewards.preference.rubric import Rubric, read_rubric
 from mmrl.rollout import Sample
@@ -31,7 +32,8 @@ CONFIG = "model_config.json"
 class VideoAlign(Headed):
     """VideoAlign: visual quality (`vq`), motion quality (`mq`) and text alignment (`ta`) of a video as z-scores, or their sum.
 
-    Source: Liu et al. 2025 (arXiv 2501.13918). `path` holds `model_config.json` and `checkpoint-11352/model.pth`. The question that it
+    Source: Liu et al. 2025 (arXiv 2501.13918). `path` holds `model_config.json` and `checkpoint-11352/model.pth`, or a checkpoint's
+    folder with adapters alone (`adapter_config.json`, `adapter_model.safetensors`, `non_lora_state_dict.pth`). The question that it
     was trained with is a text file `rubric` (default: `rubric.txt` beside `model_config.json`) with `{prompt}` and the three tokens
     `<|VQ_reward|>`, `<|MQ_reward|>`, `<|TA_reward|>`, each followed by END.
     """
@@ -70,20 +72,24 @@ class VideoAlign(Headed):
     def read_rubrics(self) -> tuple[Rubric, ...]:
         self._config.clear()
         self._config.update(read_config(self._config_file()))
-        folder = self.path if Path(self.path).is_dir() else str(self._config_file())
-        return (read_rubric("video_align", self.rubric, folder, "rubric.txt", self.tokens),)
+        return (read_rubric("video_align", self.rubric, self._config_file(), "rubric.txt", self.tokens),)
 
     def _config_file(self) -> str:
-        """Of a folder or hub id the JSON in it; of a weight file that beside it or one folder above."""
+        """Of a hub id the JSON in it; of a folder, or a weight file's folder, that in it or one folder above."""
         local = Path(self.path)
-        if local.is_file():
-            near = [folder / CONFIG for folder in (local.parent, local.parent.parent)]
+        if local.exists():
+            folder = local if local.is_dir() else local.parent
+            near = [one / CONFIG for one in (folder, folder.absolute().parent)]
             return str(next((one for one in near if one.is_file()), near[0]))
         return file_of(self.path, CONFIG, self.hub_revision)
 
-    def adapter(self) -> tuple[float | None, bool]:
-        own = self._config.get("peft_lora_config", {})
-        return self.lora_alpha or own.get("lora_alpha", ALPHA), bool(own.get("use_rslora", False))
+    def adapter(self, own: Mapping[str, Any]) -> tuple[Any, bool]:
+        said = self._config["peft_lora_config"]
+        for key in ("lora_alpha", "use_rslora"):
+            if key in said and key in own and said[key] != own[key]:
+                raise UserError(f"'{CONFIG}' says {key} is {said[key]!r}, and '{ADAPTER_CONFIG}' {own[key]!r}")
+        alpha, rank_root = super().adapter({**said, **own})
+        return ALPHA if alpha is None else alpha, rank_root
 
     def make_head(self, width: int, state: dict[str, Tensor], file: str) -> nn.Module:
         outputs = len(state["weight"]) if "weight" in state else 1

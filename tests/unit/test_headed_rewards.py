@@ -411,12 +411,16 @@ def test_adapters_are_merged_by_their_formula() -> None:
         == torch.bfloat16
     )
     for broken, told in (({"x.lora_B.default.weight": None}, "without lora_B"), ({"x.base_layer.weight": None}, "its weight"),
-                         ({"x.lora_A.other.weight": a}, "two adapters")):  # fmt: skip
+                         ({"x.lora_A.other.weight": a}, "two adapters"), ({"x.lora_A.default.weight": a.T}, "another shape"),
+                         ({"x.lora_B.default.weight": b[:4]}, r"another shape: A \(2, 4\) and B \(4, 2\) for a weight \(5, 4\)"),
+                         ):  # fmt: skip
         changed = {name: value for name, value in (state | broken).items() if value is not None}
         with pytest.raises(UserError, match=told):
             merged(changed, 6.0, "f")
     with pytest.raises(UserError, match="set lora_alpha"):
         merged(state, None, "f")
+    with pytest.raises(UserError, match="lora_alpha '6'; expected a positive number"):
+        merged(state, "6", "f")
 
 
 def test_names_change_at_their_beginning_only() -> None:
@@ -426,6 +430,13 @@ def test_names_change_at_their_beginning_only() -> None:
     assert set(backbone) == {"visual.blocks.0.x", "language_model.layers.0.visual.model.y", "visual.z",
                              "language_model.norm", "visual.model.a"}  # fmt: skip
     assert set(head) == {"0.weight"}
+    for twice in ("model.norm", "model.language_model.norm"), ("rm_head.0", "base_model.model.rm_heads.0"):
+        with pytest.raises(UserError, match="twice, the second time as"):
+            divided({name: torch.zeros(1) for name in (*twice, "rm_head.1")}, "f")
+    kept = divided({"my_lm_head.weight": torch.zeros(1), "rm_head.0": torch.zeros(1)}, "f")[0]
+    assert set(kept) == {"my_lm_head.weight"}  # so it is named as unknown
+    unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(1), "lm_head.weight": torch.zeros(1)}
+    assert divided(unused | {"rm_head.0": torch.zeros(1)}, "f")[0] == {}
 
 
 def test_files_that_do_not_fit_are_one_line(hpsv3: Any, tmp_path: Path) -> None:
@@ -449,6 +460,8 @@ def test_files_that_do_not_fit_are_one_line(hpsv3: Any, tmp_path: Path) -> None:
     refused(state | {"rm_head.5.bias": torch.zeros(3)}, "does not fit the model")
     few = {"model.embed_tokens.weight": state["model.embed_tokens.weight"][:-1].contiguous()}
     refused(state | few, "has 400 token embeddings.*with the reward tokens 401 tokens")
+    more = {"model.embed_tokens.weight": torch.zeros(402, 64)}
+    refused(state | more, "has 402 token embeddings.*with the reward tokens 401 tokens")
     refused(state, "cannot load the processor", base=str(tmp_path))
     save_file(state | {"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "HPSv3.safetensors")
     ready(HpsV3, path=str(tmp_path), base=tiny.base)  # nothing is generated, so this one is not looked at

@@ -13,16 +13,18 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PydanticUserError
 
-from mmrl.errors import UserError
+from mmrl.errors import UserError, line_of, one_line
+from mmrl.options import did_you_mean
 
 FOLDERS = (
     "mmrl.advantage",
@@ -37,7 +39,32 @@ FOLDERS = (
 """The composition root: every folder with a `COMPONENTS: dict[kind, dict[name, "module:Class"]]` table."""
 
 
-class Component(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _Known(ModelMetaclass):
+    """Names the nearest attribute of a base where a class sets one, without a type, that no base has."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        try:
+            return super().__new__(cls, name, bases, namespace, **options)
+        except PydanticUserError as error:
+            found = re.search(r"`(\w+) = ", str(error))
+            if error.code != "model-field-missing-annotation" or found is None:
+                raise
+            attribute = found[1]
+            own = {one for base in bases for kind in base.__mro__ if issubclass(kind, Component) for one in vars(kind)}
+            near = did_you_mean(attribute, sorted(one for one in own if not one.startswith("_")))
+            hint = f"{near} An" if near else "an"
+            raise UserError(
+                f"class {name}: no base has an attribute '{attribute}'; {hint} option needs a type, {attribute}: TYPE = VALUE"
+            ) from None
+
+
+class Component(BaseModel, metaclass=_Known):
     """Base of everything that a config names. Unknown options are errors; options are the declared fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
@@ -51,12 +78,16 @@ def table(kind: str) -> dict[str, str]:
         for name, path in importlib.import_module(folder).COMPONENTS.get(kind, {}).items():
             assert name not in found, f"{kind} '{name}' is in two tables"
             found[name] = path
+    offered: dict[str, str] = {}
     for entry in entry_points(group=f"mmrl.{kind}"):
+        package = entry.dist.name if entry.dist is not None else "unknown"
         if entry.name in found:
+            other = offered.get(entry.name)
+            whose = "a built-in name" if other is None else f"that of package {other}"
             raise UserError(
-                f"the installed package entry point {kind} '{entry.name}' = {entry.value} hides a built-in name; rename it"
+                f"entry point {kind} '{entry.name}' = {entry.value} of package {package} hides {whose}; rename or uninstall one"
             )
-        found[entry.name] = entry.value
+        found[entry.name], offered[entry.name] = f"{entry.module}:{entry.attr or ''}", package
     return found
 
 
@@ -86,8 +117,12 @@ def resolve(kind: str, name: str, base: Path | None = None) -> Any:
         )
     module_name, _, attribute = path.rpartition(":")
     module = _load_file(module_name, base) if module_name.endswith(".py") else _import(kind, name, module_name)
+    if not attribute:
+        raise UserError(
+            f"{kind} '{name}' is the module {module_name}; say what in it is meant, as '{module_name}:Name'"
+        )
     try:
-        return getattr(module, attribute)
+        return functools.reduce(getattr, attribute.split("."), module)
     except AttributeError:
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -99,6 +134,8 @@ def _import(kind: str, name: str, module_name: str) -> ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{kind} '{name}': cannot import {module_name}: {error}; is the package installed?") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{kind} '{name}': {module_name} {_raised(error)}") from error
 
 
 def _load_file(file: str, base: Path | None) -> ModuleType:
@@ -117,10 +154,19 @@ def _load_file(file: str, base: Path | None) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module_name]
-        if isinstance(error, Exception):
-            raise UserError(f"{path} raised while it was loaded: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception | SystemExit):
+            raise UserError(f"{path} {_raised(error)}") from error
         raise
     return module
+
+
+def _raised(error: Exception | SystemExit) -> str:
+    if isinstance(error, UserError):
+        return f"cannot be loaded: {error}{line_of(error, __file__)}"
+    said = (
+        f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else one_line(type(error).__name__, error)
+    )
+    return f"raised while it was loaded: {said}"
 
 
 def build(kind: str, spec: Mapping[str, Any], base: Path | None = None) -> Any:

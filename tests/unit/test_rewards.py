@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import re
@@ -188,6 +189,90 @@ def test_a_reward_of_an_installed_package_is_named_by_its_entry_point(
         assert score({"name": "brevity", "unit": 3.0}, [Sample(Prompt("p", "p"))]).values.tolist() == [[3.0]]
     finally:
         table.cache_clear()
+
+
+def test_entry_points_may_have_dots_and_extras_and_say_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop_pkg.py").write_text(
+        "class Box:\n    @staticmethod\n    def low(samples):\n        return [2 for _ in samples]\n"
+    )
+    for package, text in (
+        ("shop", "boxed = shop_pkg:Box.low [more]\nbare = shop_pkg\n"),
+        ("rival", ""),
+    ):
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[mmrl.reward]\n{text}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    table.cache_clear()
+    try:
+        assert score({"name": "boxed"}, [Sample(Prompt("p", "p"))]).values.tolist() == [[2.0]]
+        with pytest.raises(UserError, match="'bare' is the module shop_pkg; say what in it is meant"):
+            build("reward", {"name": "bare"})
+        (tmp_path / "rival-1.0.dist-info" / "entry_points.txt").write_text("[mmrl.reward]\nboxed = shop_pkg:Box\n")
+        table.cache_clear()
+        importlib.invalidate_caches()
+        with pytest.raises(
+            UserError, match=r"'boxed' = \S+( \[more\])? of package \w+ hides that of package \w+; rename"
+        ):
+            build("reward", {"name": "exact"})
+    finally:
+        table.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", "raised while it was loaded: called sys.exit(0)"),
+        ("def f(:", "raised while it was loaded: SyntaxError"),
+        ("from mmrl.reward import Nope", "raised while it was loaded: ImportError: cannot import name 'Nope'"),
+        (
+            "from mmrl.reward import Reward\nclass Warm(Reward):\n    need = ('image',)",
+            "class Warm: no base has an attribute 'need'; did you mean 'needs'? An option needs a type, need: TYPE = VALUE",
+        ),
+        (
+            "from mmrl.reward import Reward\nclass Warm(Reward):\n    rang = (0, 1)\n    range = (0, 1)",
+            "class Warm: no base has an attribute 'rang'; did you mean 'range'?",
+        ),
+        (
+            "from mmrl.reward import Reward\nclass Warm(Reward):\n    zzz = 1",
+            "class Warm: no base has an attribute 'zzz'; an option needs a type, zzz: TYPE = VALUE",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    module = f"m{abs(hash(text))}"
+    (tmp_path / f"{module}.py").write_text(text + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in (f"{module}.py:Warm", f"{module}:Warm"):
+        with pytest.raises(UserError) as caught:
+            build("reward", {"name": name}, tmp_path)
+        assert message in str(caught.value) and "\n" not in str(caught.value) and module in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("needs = 'image'", "class Odd has needs = 'image'; expected a tuple, such as ('image',)"),
+        ("scope = 'groupwize'", "class Odd has scope = 'groupwize'; expected one of pointwise, groupwise, pairwise"),
+        ("range = (0.0,)", "class Odd has range = (0.0,); expected (smallest, largest)"),
+        ("range = ('0', '1')", "class Odd has range = ('0', '1'); expected"),
+        ("range = (1, 0)", "class Odd has range = (1, 0), from 1 to 0; expected"),
+        ("range = None", "class Odd has range = None; expected"),
+        ("higher_is_better = 'no'", "class Odd has higher_is_better = 'no'; expected True or False"),
+        ("revision = 2", "class Odd has revision = 2; expected a text"),
+    ],
+)
+def test_what_a_class_says_of_itself_is_checked(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "odd.py").write_text(
+        f"from mmrl.reward import Reward\nclass Odd(Reward):\n    {line}\n    def score(self, samples):\n        return []\n"
+    )
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        build("reward", {"name": "odd.py:Odd"}, tmp_path)
 
 
 def test_the_list_says_what_rewards_look_at_and_where_they_come_from() -> None:

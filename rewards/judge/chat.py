@@ -40,7 +40,8 @@ class Chat:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.connections = Connections(endpoint.concurrency, "judge", endpoint.token())
+        self.token = endpoint.token()
+        self.connections = Connections(endpoint.concurrency, "judge", self.token)
         self.kept = Kept(endpoint.cache)
         self.identity = Identity(endpoint.fingerprint)
         self.listed = ""
@@ -209,7 +210,7 @@ class Chat:
         raise JudgeError(f"{self.endpoint.url}: {problem} (after {self.endpoint.tries} tries)")
 
     def _try(self, method: str, url: str, **content: Any) -> tuple[Any, bytes]:
-        """One try: the response, and its body as it came, not unpacked; over after `timeout` also where it comes in drops."""
+        """One try: the response, and its body as it came, not unpacked and without the token; over after `timeout` also where it comes in drops."""
         httpx, most = self.connections.httpx, self.endpoint.timeout
         timeout, end = httpx.Timeout(most, connect=min(most, 10.0)), time.monotonic() + most
         with self.connections.client.stream(method, url, timeout=timeout, **content) as response:
@@ -220,4 +221,4 @@ class Chat:
                     raise JudgeError(f"{self.endpoint.url}: an answer of more than {MOST_BYTES} bytes")
                 if time.monotonic() > end:
                     raise httpx.ReadTimeout(f"the answer was not there within {most:g} seconds")
-        return response, bytes(body)
+        return response, bytes(body.replace(self.token.encode(), b"***") if self.token else body)

@@ -155,6 +155,15 @@ def test_a_redirect_is_not_followed(serve: Serve, monkeypatch: pytest.MonkeyPatc
     assert found.status[0, 0] == FAILED and "307" in found.messages[0] and not other.bodies
 
 
+def test_a_server_that_repeats_the_token_does_not_bring_it_into_the_log(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMRL_JUDGE_TOKEN", "secret-token")
+    server = serve(lambda _: Raw({"error": "Bearer secret-token may not"}, status=403))
+    found = scored(ready(Judge, server))
+    assert "403" in found.messages[0] and "Bearer *** may not" in found.messages[0]
+
+
 def test_an_answer_that_comes_in_drops_is_over_in_time(serve: Serve) -> None:
     """It never ends."""
     begun = itertools.count()

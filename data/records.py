@@ -70,10 +70,10 @@ def prompt_of(record: Mapping[str, Any], columns: Columns, where: str, default_i
 
 
 def _check_slots(text: str, media: tuple[Any, ...], columns: Columns, where: str) -> None:
-    """Raises UserError where a text says where its media stand, and has another number of these."""
+    """Raises UserError where a text names more media than there are; the others may stand in the policy's template."""
     slots = SLOT.findall(text)
     kinds = ["image" if is_image(item) else "video" for item in media]
-    if slots and any(slots.count(kind) != kinds.count(kind) for kind in KINDS):
+    if any(slots.count(kind) > kinds.count(kind) for kind in KINDS):
         written, there = (
             " and ".join(f"{found.count(kind)} {left}{kind}{right}" for kind in KINDS)
             for found, left, right in ((slots, "<", ">"), (kinds, "", "s"))

@@ -20,6 +20,7 @@ from mmrl.curriculum.selection import SelectAll
 from mmrl.errors import ConfigError, UserError
 from mmrl.image import read_image
 from mmrl.media import is_image
+from mmrl.objective.measure import replays as measured_by
 from mmrl.parity import are_replayed
 from mmrl.rollout import Prompt
 from mmrl.terminal import show_line, show_table
@@ -62,8 +63,8 @@ def check_media(resolved: Resolved) -> str:
         where = prompt.meta.get("source", prompt.id)
         for number, item in enumerate(prompt.media, start=1):
             try:
-                sizes.append(_size(item))
-            except UserError as error:
+                sizes.append(_size(item, resolved.policy))
+            except ValueError as error:
                 problems[f"{where}: medium {number}: {error}"] = None
         try:
             sizes += made()
@@ -78,14 +79,16 @@ def check_media(resolved: Resolved) -> str:
     return f"{len(sizes)} pictures and videos can be read, {between} pixels"
 
 
-def _size(item: Any) -> tuple[int, int]:
-    """Width and height of a medium, read."""
+def _size(item: Any, policy: Any = None) -> tuple[int, int]:
+    """Width and height of a medium, read. Raises ValueError for a video that `policy` cannot look at."""
     if not isinstance(item, str):
         shown = item
     elif is_image(item):
         shown = read_image(Path(item))
     else:
         video = open_video(Path(item))
+        if hasattr(policy, "check_video"):
+            policy.check_video(video.total)
         shown = video.frames([0, video.total - 1])
     return shown.shape[-2], shown.shape[-3]
 
@@ -158,7 +161,7 @@ def geometry(stage: ResolvedRL, resolved: Resolved, processes: int) -> str:
 
 
 def cost(stage: ResolvedRL, resolved: Resolved) -> str:
-    """Forward passes of the network per image (or per sample)."""
+    """Forward passes of the network per image (or per sample): of the rollout, of what is measured on it, and of the update."""
     again = stage.objective.replays_old(are_replayed(stage.section.old_log_probs, resolved.policy))
     each_need = sum(_guided(stage, resolved, model) for _, model in stage.objective.needs)
     replays = (1 + each_need) * stage.section.epochs + again
@@ -166,22 +169,29 @@ def cost(stage: ResolvedRL, resolved: Resolved) -> str:
     unseen = torch.zeros(resolved.policy.plan_steps(stage.plan), dtype=torch.bool)
     plans = {}
     for k in range(min(stage.section.steps, LOOK_AHEAD)):
-        planned = planned_steps(stage, resolved.policy, seed, k)
-        plans[tuple(planned.tolist())] = planned, trained_steps(stage, resolved.policy, seed, k)
-    each = [
-        resolved.policy.passes(
-            stage.plan, planned if stage.objective.forward is None else unseen, trained, group, replays
-        )
-        for planned, trained in plans.values()
-    ]
-    for one in each:
-        one["update"] *= _kept(stage)
+        planned, measured = planned_steps(stage, resolved.policy, seed, k), _measuring(stage, k, again)
+        plans[(*planned.tolist(), measured)] = planned, trained_steps(stage, resolved.policy, seed, k), measured
+    each = []
+    for planned, trained, measured in plans.values():
+        drawn = planned if stage.objective.forward is None else unseen
+        one, more = (resolved.policy.passes(stage.plan, drawn, trained, group, often) for often in (replays, measured))
+        each.append((one["rollout"], more["update"], one["update"] * _kept(stage)))
     what = "image" if resolved.policy.flat_chunks else "answer"
-    rollout, update = (_range([one[name] for one in each]) for name in ("rollout", "update"))
+    rollout, measuring, update = (_range(column) for column in zip(*each, strict=True))
     most = (
         "" if stage.objective.selection_size is not None or type(stage.objective.selection) is SelectAll else "up to "
     )
-    return f"forward passes per {what}: {rollout} rollout, {most}{update} update"
+    beside = "" if measuring == "0" else f"up to {measuring} measuring, "
+    return f"forward passes per {what}: {rollout} rollout, {beside}{most}{update} update"
+
+
+def _measuring(stage: ResolvedRL, step: int, again: bool) -> float:
+    """Replays per sample before the update of `step` (from 0), at most: for what is measured, and unless old log-probs are replayed
+    `again` anyway, for those of samples that are drawn through another view."""
+    objective = stage.objective
+    share = {s.branch: s.branch_share(step / stage.section.steps) for s in objective.shaping if s.branch is not None}
+    found = sum(share.get(name.partition("/")[2], 1.0) * measured_by(name) for name in objective.measures(step))
+    return found + (0.0 if again else sum(share.values()))
 
 
 def _guided(stage: ResolvedRL, resolved: Resolved, model: str) -> float:

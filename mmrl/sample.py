@@ -22,6 +22,8 @@ from mmrl.run import trained_policy
 
 SHOWN = 48
 """Answers on one sheet."""
+LONGEST = 120
+"""Characters of a prompt's id and what stands around it in a file's name."""
 
 
 def ask(texts: Sequence[str], media: Sequence[Path], file: Path | None) -> list[Prompt]:
@@ -86,8 +88,9 @@ def _check(policy: Any, prompts: Sequence[Prompt], name: str) -> None:
 
 
 def _file(name: str) -> str:
-    """`name` with nothing in it that a file's name should not have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """`name` as a file may be called; where that is not `name` itself, with a few letters that tell it from others of this look."""
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:LONGEST]
+    return kept if kept == name else f"{kept}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _drawn(draws: Sequence[Draw], samples: Sequence[Sample], out: Path, checkpoint: str) -> list[str]:

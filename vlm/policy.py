@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, PrivateAttr, field_validator
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmrl.components import Component
 from mmrl.errors import UserError
+from mmrl.media import is_image
 from mmrl.policy import ModelName
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
 from mmrl.vlm import export
@@ -29,10 +31,10 @@ from mmrl.vlm.distribution import kl_divergence
 from mmrl.vlm.encoded import EncodedPrompt
 from mmrl.vlm.engines import EngineChoice, Own
 from mmrl.vlm.lengths import prompt_length
-from mmrl.vlm.media import FrameRule
+from mmrl.vlm.media import FrameRule, frame_indices
 from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, groups_of_prompts, whole_answers
 from mmrl.vlm.plan import VlmPlan, VlmSampling
-from mmrl.vlm.prompts import PromptEncoder, PromptOptions
+from mmrl.vlm.prompts import PLACEHOLDERS, PromptEncoder, PromptOptions, check_text
 from mmrl.vlm.reference import match_dtypes
 from mmrl.vlm.runner import Runner, choose_runner
 from mmrl.vlm.train import PART, TARGETS, VlmTrainSpec, vision_parts
@@ -123,6 +125,19 @@ class VlmPolicy(Component):
             raise ValueError(
                 "the KL norms g2 and v are defined for denoising; for tokens leave norm out (s2 is the true KL)"
             )
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for what no model could be asked: media and where the text says that they stand do not fit, or a video
+        has too few frames. Files are not opened. The model's own `fits` knows more."""
+        kinds = ["image" if is_image(item) else "video" for item in prompt.media]
+        check_text(prompt.id, self.template.replace("{prompt}", prompt.text), kinds, PLACEHOLDERS)
+        for item in prompt.media:
+            if isinstance(item, np.ndarray) and not is_image(item):
+                self.check_video(len(item))
+
+    def check_video(self, frames: int) -> None:
+        """Raises ValueError for a video of so many frames that none can be looked at."""
+        frame_indices(frames, 1.0, self.frame_rule)
 
     def check_train(self, train: Any) -> None:
         """Raises ValueError when no model can be trained so."""
@@ -215,7 +230,12 @@ class VlmPolicy(Component):
         return bool(parts) and not any(p.requires_grad for part in parts for p in part.parameters())
 
     def fits(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
-        """The prompts of at most `max_prompt_tokens`, and the lengths of the others by id."""
+        """The prompts of at most `max_prompt_tokens`, and the lengths of the others by id. Raises UserError for a text that says
+        otherwise where its media stand than the model can be told."""
+        for prompt in (
+            prompt for prompt in prompts if type(prompt) is Prompt
+        ):  # others are made when they are looked at
+            self.encoder.check(prompt)
         if self.max_prompt_tokens is None:
             return list(prompts), {}
         lengths = {prompt.id: prompt_length(self.encoder, prompt) for prompt in prompts}

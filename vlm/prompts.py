@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl.errors import UserError
+from mmrl.media import is_image
 from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
 from mmrl.vlm.encoded import EncodedPrompt
@@ -31,6 +32,9 @@ from mmrl.vlm.views import Views
 
 SLOT = re.compile("(<image>|<video>)")
 """Where in a prompt's text its images and videos stand."""
+
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>", "<image_soft_token>")
+"""What models that are not loaded yet may put where a picture stands."""
 
 TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "video_metadata")
 
@@ -141,6 +145,16 @@ class PromptEncoder:
                 )
         return rendered
 
+    def check(self, prompt: Prompt) -> None:
+        """Raises UserError for a text that `encode` would refuse. No medium is read."""
+        kinds = ["image" if is_image(item) else "video" for item in prompt.media]
+        self._check(prompt, kinds)
+
+    def _check(self, prompt: Prompt, kinds: Sequence[str]) -> str:
+        text = self.options.template.replace("{prompt}", prompt.text)
+        check_text(prompt.id, text, kinds, [token for token in self.tokens.values() if token])
+        return text
+
     def _messages(self, prompt: Prompt, media: Sequence[Media]) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = [{"role": "user", "content": self._content(prompt, media)}]
         if self.options.system is not None:
@@ -148,22 +162,10 @@ class PromptEncoder:
         return messages
 
     def _content(self, prompt: Prompt, media: Sequence[Media]) -> list[dict[str, str]]:
-        text = self.options.template.replace("{prompt}", prompt.text)
-        parts = SLOT.split(text)
-        for token in self.tokens.values():
-            if token and any(token in part for part in parts[::2]):
-                raise UserError(
-                    f"prompt '{prompt.id}': its text holds the model's own placeholder {token}; write <image>"
-                )
         kinds = ["video" if isinstance(item, Video) else "image" for item in media]
-        slots = [slot[1:-1] for slot in parts[1::2]]
-        if slots and sorted(slots) != sorted(kinds):
-            raise UserError(
-                f"prompt '{prompt.id}': its text has {slots.count('image')} <image> and {slots.count('video')} <video>, but it "
-                f"comes with {kinds.count('image')} images and {kinds.count('video')} videos; write one for each, or none"
-            )
-        if not slots:
-            return [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
+        parts = SLOT.split(self._check(prompt, kinds))
+        if len(parts) == 1:
+            return [*({"type": kind} for kind in kinds), {"type": "text", "text": parts[0]}]
         content = [{"type": p[1:-1]} if i % 2 else {"type": "text", "text": p} for i, p in enumerate(parts)]
         return [part for part in content if part.get("text") != ""]
 
@@ -214,6 +216,23 @@ class PromptEncoder:
             else:
                 sizes.append(None)
         return sizes
+
+
+def check_text(id: str, text: str, kinds: Sequence[str], placeholders: Iterable[str]) -> None:
+    """Raises UserError where the `text` of prompt `id`, the template around it, says otherwise where its media stand than by one
+    <image> or <video> for each of their `kinds` ("image", "video"), or none at all."""
+    parts = SLOT.split(text)
+    for token in placeholders:
+        if any(token in part for part in parts[::2]):
+            raise UserError(
+                f"prompt '{id}': its text holds a model's own placeholder {token}; write <image> or <video>"
+            )
+    slots = [slot[1:-1] for slot in parts[1::2]]
+    if slots and sorted(slots) != sorted(kinds):
+        raise UserError(
+            f"prompt '{id}': its text has {slots.count('image')} <image> and {slots.count('video')} <video>, but it "
+            f"comes with {kinds.count('image')} images and {kinds.count('video')} videos; write one for each, or none"
+        )
 
 
 def _pixels(item: Media, size: tuple[int, int] | None) -> np.ndarray:

@@ -33,6 +33,11 @@ def is_per_step(name: str) -> bool:
     return name == "entropy"
 
 
+def replays(name: str) -> int:
+    """How often a sample that a number is about is replayed for it, at most."""
+    return 2 if kind_of(name) == "uncertainty" else 1
+
+
 @torch.no_grad()
 def measure(
     names: Iterable[str], policy: Policy, rollout: Rollout, planned: Tensor, micro_batch: int

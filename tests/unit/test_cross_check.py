@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mmrl.check import check_media
 from mmrl.config import load
-from mmrl.errors import ConfigError
+from mmrl.errors import ConfigError, UserError
+from mmrl.media import check_fit
 from mmrl.objective.archer import Archer
 from mmrl.objective.aspo import Aspo
 from mmrl.objective.cispo import Cispo
 from mmrl.objective.dcpo import Dcpo
 from mmrl.objective.sequence import Gmpo, Gspo
 from mmrl.objective.surrogate import Clip, Surrogate
+from mmrl.rollout import Prompt
+from mmrl.video import write_video
+from mmrl.vlm.models import TinyQwen3VL
 
 WRITES = """
 policy: {name: tiny_qwen3vl}
@@ -130,3 +138,55 @@ def test_what_remembers_groups_keeps_those_without_differences(tmp_path: Path, a
     assert "curriculum.refill={max_rounds: 3}: advantage" in found and "a refill drops them; leave one out" in found
     (found,) = failures(tmp_path, WRITES, own, f"{HERE}.selection={{name: signal}}")
     assert f"{HERE}.selection={{name: signal}}: advantage {advantage} compares with the earlier groups" in found
+
+
+# ---- prompts that the policy cannot be asked
+
+
+def rows_of(folder: Path, *rows: tuple[str, list[str]]) -> str:
+    """The override that reads these texts and media."""
+    Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(folder / "a.png")
+    lines = [json.dumps({"text": text, "media": media, "target": "x"}) for text, media in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    return f"stages.rl.prompts={{name: jsonl, path: {folder}/rows.jsonl}}"
+
+
+def test_media_may_stand_in_the_template_of_the_policy(tmp_path: Path) -> None:
+    """What a text and the template around it say together is compared with the media."""
+    shown = "policy.template='<image> is how it should be. {prompt}'"
+    both = rows_of(tmp_path, ("Is <image> alike?", ["a.png", "a.png"]), ("Good?", ["a.png"]))
+    read(tmp_path, WRITES, both, shown)
+    (found,) = failures(tmp_path, WRITES, both)
+    assert "stages.rl.prompts" in found and "has 1 <image> and 0 <video>, but it comes with 2 images" in found
+    (found,) = failures(tmp_path, WRITES, rows_of(tmp_path, ("a", ["a.png", "a.png"]), ("b", ["a.png"])), shown)
+    assert "has 1 <image> and 0 <video>, but it comes with 2 images and 0 videos" in found
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>", "<image_soft_token>"])
+def test_a_models_own_placeholder_is_refused_when_the_data_is_read(tmp_path: Path, token: str) -> None:
+    (found,) = failures(tmp_path, WRITES, rows_of(tmp_path, ("a", []), (f"{token} how many?", ["a.png"])))
+    assert f"stages.rl.prompts={{name: jsonl, path: {tmp_path}/rows.jsonl}}: prompt " in found
+    assert f"its text holds a model's own placeholder {token}; write <image> or <video>" in found
+
+
+def test_the_placeholders_of_the_loaded_model_are_looked_for_before_training() -> None:
+    policy = TinyQwen3VL()
+    policy.load("cpu")
+    policy.encoder.tokens["image"] = "<unheard-of>"
+    with pytest.raises(UserError, match="prompt 'p': its text holds a model's own placeholder <unheard-of>"):
+        policy.fits([Prompt("q", "fine"), Prompt("p", "<unheard-of> ?")])
+
+
+def test_a_video_of_one_frame_is_refused_when_the_data_is_read(tmp_path: Path) -> None:
+    frames = np.zeros((1, 8, 8, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="a video needs at least 2 frames, this has 1"):
+        check_fit([Prompt("p", "?", (frames,), meta={"fps": 2})], TinyQwen3VL(), "tiny_qwen3vl")
+    for name, count in (("short", 1), ("long", 3)):
+        write_video(tmp_path / f"{name}.mp4", np.zeros((count, 32, 32, 3), dtype=np.uint8), 4)
+    more = rows_of(tmp_path, ("a", ["short.mp4"]), ("b", ["long.mp4"]))
+    (tmp_path / "base.yaml").write_text(WRITES)
+    with pytest.raises(ConfigError) as caught:
+        check_media(load(str(tmp_path / "base.yaml"), [more]))
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/rows.jsonl:1: medium 1: a video needs at least 2 frames, this has 1"
+    ]

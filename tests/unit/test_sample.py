@@ -181,3 +181,12 @@ def test_a_model_that_draws_takes_no_media(draws: Path, media: Path) -> None:
         UserError, match=r"1 pictures and 0 videos, but the policy of this run \(tiny_sd3\) draws from text"
     ):
         draw(draws, ask(["a red circle"], [media / "a.png"], None), 0, 1, media / "out")
+
+
+def test_ids_that_look_alike_in_a_name_have_files_of_their_own(draws: Path, looks: Path, tmp_path: Path) -> None:
+    """Also in another call, and for ids that are longer than a file may be called."""
+    for id in ("a/b", "a-b", "a:b", "x" * 300, "x" * 299 + "y"):
+        draw(draws, [Prompt(id, "a red circle")], 0, 1, tmp_path / "drawn")
+        draw(looks, [Prompt(id, "How many?")], 0, 1, tmp_path / "said")
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 5 == len(list((tmp_path / "said").glob("*.json")))
+    assert any(path.name.endswith("_a-b_seed0.png") for path in (tmp_path / "drawn").glob("*.png"))

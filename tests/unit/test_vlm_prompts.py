@@ -92,7 +92,7 @@ def test_the_same_as_asking_the_processor_itself(encoder: PromptEncoder) -> None
         (
             "a <|image_pad|> here",
             1,
-            r"prompt 'p': its text holds the model's own placeholder <\|image_pad\|>; write <image>",
+            r"prompt 'p': its text holds a model's own placeholder <\|image_pad\|>; write <image>",
         ),
     ],
 )

@@ -19,12 +19,10 @@ from mmrl.rewards.preference import headed_adapter
 from mmrl.rewards.preference.base import DTYPES, file_of, fill, pretrained, tensors
 from mmrl.rewards.preference.headed_inputs import Row, encode, places, sequential
 from mmrl.rewards.preference.headed_state import cast, divided, merged
-from mmrl.rewards.preference.rubric import Rubric, check_free
+from mmrl.rewards.preference.rubric import MEDIA, Rubric, check_free
 from mmrl.rollout import Prompt
 
 BACKBONES = ("qwen2_vl", "qwen2_5_vl")
-MEDIA = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-"""Tokens that a prompt must not hold: they end the turn or stand for media."""
 EMBEDDINGS = "language_model.embed_tokens.weight"
 
 

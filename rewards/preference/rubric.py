@@ -11,6 +11,8 @@ from mmrl.errors import UserError
 
 PLACES = ("{prompt}", "{text_prompt}")
 """Where the prompt goes; the second as the originals write it."""
+MEDIA = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+"""Tokens that no text may hold: they end the turn or stand for media."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def check_free(prompt: str, tokens: Collection[str]) -> None:
 def read_rubric(who: str, given: str | None, path: str, name: str, tokens: Sequence[str]) -> Rubric:
     """The rubric file `given`, by default `name` in the folder `path` (or beside the file `path`).
 
-    Raises UserError when it is not there, or has no place for the prompt or not each of `tokens` once, in this order.
+    Raises UserError when it is not there, has no place for the prompt or not each of `tokens` once, in this order, or holds what an
+    editor has added (a byte order mark, carriage returns: other tokens than those of the training) or a token of `MEDIA`.
     """
     local = Path(path)
     file = Path(given) if given is not None else (local if local.is_dir() else local.parent) / name
@@ -61,6 +64,14 @@ def read_rubric(who: str, given: str | None, path: str, name: str, tokens: Seque
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the rubric '{file}' is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    for mark, what in (("\ufeff", "a byte order mark"), ("\r", "a carriage return")):
+        if mark in text:
+            raise UserError(
+                f"the rubric '{file}' has {what}, which was not in training: save it as plain UTF-8 with \\n line ends"
+            )
+    for token in MEDIA:
+        if token in text:
+            raise UserError(f"the rubric '{file}' holds the special token {token}; expected {need}")
     if sum(text.count(place) for place in PLACES) != 1:
         raise UserError(f"the rubric '{file}' needs {PLACES[0]} once; expected {need}")
     at = [text.find(token) for token in tokens]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -125,18 +126,31 @@ class VideoAlign(Headed):
         return (values - mean) / std
 
     def _row(self, sample: Sample, grey: bool) -> Row:
-        video, rate = sample.video, sample.meta.get("fps")
+        video = sample.video
         if video is None or video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
             raise ValueError("expected a uint8 RGB video (T, H, W, 3)")
-        if not rate:
-            raise ValueError(f"the video has no frame rate: sample.meta['fps'] is {rate!r}")
+        rate = frame_rate(sample)
         if grey:
             video, rate = greyscale(video), self.grey_fps or rate
         data = self._config.get("data_config", {})
-        chosen = frame_numbers(len(video), float(rate), self.fps or data.get("fps", 2.0))
+        chosen = frame_numbers(len(video), rate, self.fps or data.get("fps", 2.0))
         high = self.max_pixels or data.get("max_frame_pixels", 200704)
         shown = sized_frames(video[chosen], self.factor, self.min_pixels, high)
         return Row(self.question(sample.prompt.text), (), shown)
+
+
+def frame_rate(sample: Sample) -> float:
+    """Frames per second of the sample's video, `meta["fps"]`. Raises ValueError where it is none."""
+    rate = sample.meta.get("fps")
+    try:
+        found = float(rate)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise ValueError(
+            f"the video has no frame rate: sample.meta['fps'] is {rate!r}; expected a positive number of frames per second"
+        )
+    return found
 
 
 def frame_numbers(total: int, rate: float, fps: float) -> list[int]:

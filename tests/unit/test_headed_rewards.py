@@ -354,6 +354,30 @@ def test_edit_reward_pools_two_passes(tmp_path: Path) -> None:
     assert len(reward.revision.split()[-1]) == 64
 
 
+def test_edit_reward_of_one_head(tmp_path: Path) -> None:
+    """Two passes under one head, or one pass; a file with other heads than `head` says is refused."""
+    tiny, head = Tiny("qwen2_5_vl", tmp_path, ["<|Reward|>"]), two_layer(64)
+    save_hpsv3(tiny, tmp_path, head)
+    options = {"path": str(tmp_path), "base": tiny.base, "pixels": PIXELS, "file": "HPSv3.safetensors"}
+    texts = (*PASS_QUESTIONS, "\nAll in all: {prompt}? <|Reward|>\n")
+    for name, text in zip(("following", "quality", "overall"), texts, strict=True):
+        (tmp_path / f"rubric_{name}.txt").write_text(text)
+    (sample,) = drawn()[:1]
+    shown = [pil(sample.prompt.media[0]), pil(sample.images[0])]
+    values = [applied(head, tiny.hidden(one.replace("{prompt}", sample.prompt.text), shown)[0])[0] for one in texts]
+    shared = ready(EditReward, **options, head="shared")
+    assert shared.score([sample]) == pytest.approx([(values[0] + values[1]) / 2], rel=1e-3)
+    single = ready(EditReward, **options, head="single")
+    assert single.score([sample]) == pytest.approx([values[2]], rel=1e-3)
+    assert single.revision != shared.revision
+    with pytest.raises(UserError, match="holds one rm_head, and head is 'multi'"):
+        ready(EditReward, **options)
+    save_edit_reward(tiny, tmp_path, [head, two_layer(64), two_layer(64)])
+    for how in ("multi", "single"):
+        with pytest.raises(UserError, match=f"holds rm_heads with head_0, head_1, head_2, and head is '{how}'"):
+            ready(EditReward, **(options | {"file": "model.safetensors", "head": how}))
+
+
 def test_pictures_are_sized_as_the_reference_does() -> None:
     from qwen_vl_utils import fetch_image
     from transformers import Qwen2VLImageProcessor
@@ -498,9 +522,15 @@ def test_a_rubric_is_asked_for_and_read_exactly(tmp_path: Path) -> None:
     file.write_bytes(b"\xff{prompt}<|Reward|>")
     with pytest.raises(UserError, match="no UTF-8 text"):
         ready(HpsV3, path=str(tmp_path))
-    file.write_bytes(b"\r\n {x} {prompt} <|Reward|>\n\n")
+    for data, told in ((b"\xef\xbb\xbf{prompt}<|Reward|>", "byte order mark"), (b"{prompt}\r\n<|Reward|>", "carriage return"),
+                       (b"<|vision_start|>{prompt}<|Reward|>", r"holds the special token <\|vision_start\|>")):  # fmt: skip
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=told) as error:
+            read_rubric("r", None, str(tmp_path), "rubric.txt", ["<|Reward|>"])
+        assert "\n" not in str(error.value)
+    file.write_bytes(b"\n {x} {prompt} <|Reward|>\n\n")
     rubric = read_rubric("r", None, str(tmp_path), "rubric.txt", ["<|Reward|>"])
-    assert rubric.about("a {text_prompt} b") == "\r\n {x} a {text_prompt} b <|Reward|>\n\n"
+    assert rubric.about("a {text_prompt} b") == "\n {x} a {text_prompt} b <|Reward|>\n\n"
 
 
 def test_a_prompt_cannot_move_the_reward(hpsv3: Any) -> None:
@@ -527,9 +557,13 @@ def test_videos_that_are_none_fail(video_align: Any) -> None:
     assert whole.video is not None
     samples = [whole, Sample(asked(1), video=whole.video), Sample(asked(1), video=whole.video[:1], meta={"fps": 4}),
                Sample(asked(1), video=whole.video.astype(np.float32), meta={"fps": 4}), drawn()[0]]  # fmt: skip
-    scores = RewardSet({"v": (reward, 1.0)}).score(samples)
-    assert scores.status[:, 0].tolist() == [OK, FAILED, FAILED, FAILED, SKIPPED]
+    rates = [Sample(asked(1), video=whole.video, meta={"fps": one}) for one in (-4, math.nan, math.inf, "fast")]
+    scores = RewardSet({"v": (reward, 1.0)}).score([*samples, *rates])
+    assert scores.status[:, 0].tolist() == [OK, FAILED, FAILED, FAILED, SKIPPED, *[FAILED] * 4]
     told = " ".join(scores.messages)
+    for sample in rates:
+        with pytest.raises(ValueError, match="expected a positive number of frames per second"):
+            reward.score([sample])
     assert "no frame rate" in told and "a video of 1 frames" in told and "uint8 RGB video" in told
     with pytest.raises(ValueError, match="max_pixels 800 is less than min_pixels"):
         VideoAlign(max_pixels=800)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,7 +133,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def newest(root: Path) -> Path | None:
     """The numbered folder with the highest number."""
-    numbered = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    numbered = [path for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
     return max(numbered, key=lambda path: int(path.name), default=None)
 
 
@@ -147,6 +148,13 @@ def claim_next(root: Path) -> Path:
         except FileExistsError:  # another run was quicker
             continue
         return folder
+
+
+def unclaim(folder: Path, root: Path) -> None:
+    """Give a folder of `claim_next(root)` back into which nothing was written; any other one stays."""
+    if folder.parent.absolute() == root.absolute() and folder.name.isdecimal():
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def open_run(path: str | Path) -> RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,13 +15,18 @@ from mmrl.config.dump import differences, dump
 from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.folder import RunFolder, claim_next, newest, open_run, write_json
+from mmrl.folder import RunFolder, claim_next, newest, open_run, unclaim, write_json
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
 from mmrl.reward import Use, set_up
 from mmrl.reward.fingerprint import fingerprint
 from mmrl.tracking import Tracking
 from mmrl.trainer import Interrupted, Trainer, restore_weights
+
+
+def _numbered(resolved: Resolved) -> Path:
+    """Where runs without a `run.dir` get a numbered folder."""
+    return Path("runs") / (resolved.config.run.name or resolved.source.name)
 
 
 def choose_folder(resolved: Resolved, resume: bool) -> Path:
@@ -31,7 +37,7 @@ def choose_folder(resolved: Resolved, resume: bool) -> Path:
         if not resume and RunFolder(folder).started:
             raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another run.dir=PATH")
         return folder
-    root = Path("runs") / (run.name or resolved.source.name)
+    root = _numbered(resolved)
     if not resume:
         return claim_next(root)
     last = newest(root)
@@ -62,6 +68,12 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         folder = RunFolder(path)
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a debugging aid; slow)
+        try:
+            _load(resolved, group)
+        except BaseException:
+            if group.main and not resume:
+                unclaim(path, _numbered(resolved))
+            raise
         settings = dump(resolved)
         held = _open(folder, settings, resume, run.seed, group)
         tracking = Tracking(folder, group, run.trackers, settings)
@@ -72,9 +84,7 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
                 f"the run goes on with its own config.yaml; {config} says otherwise in {', '.join(unused[:5])}{more}"
             )
         try:
-            set_up_rewards(resolved, group.device)
             record_rewards(resolved, folder, group, resume)
-            resolved.policy.load(group.device)
             trainer = Trainer(resolved, resolved.policy, folder, group, tracking)
             if resume:
                 trainer.resume()
@@ -91,6 +101,17 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
         return path
     finally:
         group.close()
+
+
+def _load(resolved: Resolved, group: Group) -> None:
+    """Load rewards and policy, before anything is written; raises on every rank where one of them cannot."""
+    for load_it in (partial(set_up_rewards, resolved), resolved.policy.load):
+        problem: Exception | None = None
+        try:
+            load_it(group.device)
+        except Exception as error:  # raised again on every rank, so that no rank waits for ever
+            problem = error
+        group.raise_together(problem)
 
 
 def set_up_rewards(resolved: Resolved, device: torch.device) -> None:

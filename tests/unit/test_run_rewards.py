@@ -13,11 +13,11 @@ from pydantic import PrivateAttr
 from mmrl.components import build
 from mmrl.config.resolve import load
 from mmrl.distributed import Group
-from mmrl.errors import RunError
-from mmrl.folder import RunFolder
+from mmrl.errors import RunError, UserError
+from mmrl.folder import RunFolder, claim_next, unclaim
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint
-from mmrl.run import record_rewards, set_up_rewards
+from mmrl.run import record_rewards, set_up_rewards, train
 
 CONFIG = """
 policy: {name: tiny_sd3}
@@ -63,6 +63,35 @@ def test_a_run_names_its_rewards_and_is_not_resumed_with_others(tmp_path: Path) 
     record_rewards(other, folder, group, resume=False)
     assert json.loads(folder.rewards.read_text()) != found
     assert fingerprint(first.stages[0].rewards["dense"].reward) == fingerprint(same.stages[0].rewards["dense"].reward)
+
+
+def test_a_run_whose_rewards_cannot_load_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(
+        "from mmrl.reward import Reward\nclass Own(Reward):\n    def setup(self, device):\n        open('no such weights')\n"
+        "    def score(self, samples):\n        return []\n"
+    )
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("own.py:own", "own.py:Own"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ([], ["run.dir=mine"], ["run.dir=runs/run/001"]):  # the last: as a launcher that has claimed it
+        if folder == ["run.dir=runs/run/001"]:
+            claim_next(Path("runs/run"))
+        with pytest.raises(UserError, match="cannot be loaded: FileNotFoundError"):
+            train("run.yaml", ["run.device=cpu", *folder], resume=False)
+        assert not list(tmp_path.glob("runs/run/*")) and not Path("mine").exists()
+
+
+def test_a_folder_that_holds_anything_is_never_given_back(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    full, empty, own = claim_next(root), claim_next(root), tmp_path / "7"
+    (full / "note").write_text("mine")
+    own.mkdir()
+    for folder in (full, empty, own, root / "absent"):
+        unclaim(folder, root)
+    assert full.is_dir() and not empty.exists() and own.is_dir()
+    named = root / "named"
+    named.mkdir()
+    unclaim(named, root)
+    assert named.is_dir()
 
 
 class Weighs(Reward):

@@ -78,8 +78,10 @@ class Chat:
         try:
             if status != 200:
                 raise ValueError(status)
-            self.identity.take(who_of(json.loads(said)))
-        except (ValueError, AttributeError, RecursionError) as error:
+            completion = json.loads(said)
+            _ = completion["choices"]
+            self.identity.take(who_of(completion))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"judge {self.endpoint.url} answers a first question with {status}: {shown(said)}; correct endpoint.url or endpoint.model"
             ) from error

@@ -89,7 +89,18 @@ def test_kept_answers_of_this_judge_are_not_asked_again(texts: list[str], serve:
 
 
 @pytest.mark.parametrize("kind", [Judge, PairJudge])
-@pytest.mark.parametrize("hello", [400, 404, Raw(b"<html>"), Raw([]), Raw(b"[" * 100_000)])
+@pytest.mark.parametrize(
+    "hello",
+    [
+        400,
+        404,
+        Raw(status=307, headers={"Location": "http://127.0.0.1:9/"}),
+        Raw(b"<html>"),
+        Raw([]),
+        Raw(b"[" * 100_000),
+        Raw({"error": "no model"}),
+    ],
+)
 def test_a_judge_that_does_not_say_who_answers_is_refused_when_the_run_starts(
     hello: Any, kind: Any, serve: Serve
 ) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl.errors import UserError
-from mmrl.generative.conditioning import Ask, Tensors, stacked
+from mmrl.generative.conditioning import Ask, Tensors, by_kind, stacked
 from mmrl.generative.families.base import Adapter
 from mmrl.generative.families.loaded import Loaded
 from mmrl.generative.families.qwen_image import QwenImageAdapter, full
@@ -44,14 +44,13 @@ class QwenEditAdapter(QwenImageAdapter):
         return {name: stacked([one[name] for one in found]) for name in found[0]}
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Tensors) -> Tensor:
-        parts, order = [], []
-        for rows in alike(cond["source_shape"]):
+        def some(rows: Tensor) -> Tensor:
             shapes = [(1, h, w) for h, w in cond["source_shape"][rows[0]].tolist() if h]
-            some = {name: cond[name][rows] for name in ("prompt", "prompt_mask")}
+            told = {name: cond[name][rows] for name in ("prompt", "prompt_mask")}
             source = cond["source"][rows, : sum(h * w for _, h, w in shapes)]
-            parts.append(self.run(x[rows], timestep[rows], some, source, shapes))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+            return self.run(x[rows], timestep[rows], told, source, shapes)
+
+        return by_kind(cond["source_shape"], some)
 
     def _encode(self, ask: Ask) -> Tensors:
         shown, pixels = self.sources([Image.fromarray(picture.array) for picture in ask.media])
@@ -83,12 +82,6 @@ class QwenEditPlusAdapter(QwenEditAdapter):
             width, height = own.calculate_dimensions(own.VAE_IMAGE_SIZE, ratio)
             pixels.append(processor.preprocess(picture, height, width).unsqueeze(2))
         return shown, pixels
-
-
-def alike(keys: Tensor) -> list[Tensor]:
-    """The rows `(n,)` int64 of every distinct entry of `keys (B, ...)`."""
-    _, which = keys.unique(dim=0, return_inverse=True)
-    return [(which == one).nonzero()[:, 0] for one in range(int(which.max()) + 1)]
 
 
 class QwenEdit(Loaded, FlowPolicy):

@@ -18,7 +18,8 @@ from test_family_qwen_image import QwenContract
 from tiny_families.qwen_image import tiny_qwen_image
 
 from mmrl.errors import UserError
-from mmrl.generative.families.qwen_edit import QwenEdit, QwenEditPlus, alike
+from mmrl.generative.conditioning import by_kind
+from mmrl.generative.families.qwen_edit import QwenEdit, QwenEditPlus
 from mmrl.generative.policy import DenoisingPolicy
 from mmrl.rollout import Draw, Prompt
 
@@ -83,6 +84,13 @@ class TestQwenEditPlus(EditContract):
         torch.testing.assert_close(alone, both, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_of_one_key_are_found() -> None:
+def test_rows_of_one_key_run_together_and_stay_in_order() -> None:
     keys = torch.tensor([[[2, 4], [0, 0]], [[2, 2], [2, 4]], [[2, 4], [0, 0]]])
-    assert sorted(rows.tolist() for rows in alike(keys)) == [[0, 2], [1]]
+    seen: list[list[int]] = []
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows.tolist())
+        return 10.0 * rows[:, None]
+
+    assert by_kind(keys, run).tolist() == [[0.0], [10.0], [20.0]]
+    assert sorted(seen) == [[0, 2], [1]]

@@ -84,7 +84,7 @@ def pretrained(
 ) -> Any:
     """`kind.from_pretrained`: safetensors only, no remote code, every weight found and every weight of the file used.
 
-    Raises UserError naming missing or unknown weights, except those whose names end in one of `allowed`."""
+    Raises UserError naming weights of another shape, and missing or unknown ones, except those whose names end in one of `allowed`."""
     try:
         model, info = kind.from_pretrained(
             path,
@@ -93,10 +93,13 @@ def pretrained(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **options,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load '{path}' as a {kind.__name__}: {str(error).splitlines()[0]}") from error
+    for name, got, expected in sorted(info["mismatched_keys"]):
+        raise UserError(f"'{path}' does not fit the model: {name} is {tuple(got)}, expected {tuple(expected)}")
     check_keys(path, info["missing_keys"], info["unexpected_keys"], allowed)
     return model
 

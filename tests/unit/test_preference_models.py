@@ -20,7 +20,7 @@ from mmrl.rewards.preference.clip import ClipScore, Hps, OpenClipScore, PickScor
 from mmrl.rewards.preference.image_reward import MEAN, STD, VISION_NAMES, ImageReward, build
 from mmrl.rewards.preference.pixels import Form, clip_batch, floats
 from mmrl.rewards.preference.teacher import PromptEcho, VqaScore, mean_log_prob
-from mmrl.rollout import OK, Prompt, Sample
+from mmrl.rollout import FAILED, OK, Prompt, Sample
 from mmrl.vlm.tiny import build_tiny_qwen3vl
 
 PROMPTS = ("a red circle", "two blue squares left of a green triangle")
@@ -445,3 +445,33 @@ def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks weights: logit_scale"):
         ready(ClipScore(path=str(folder)))
+    state["logit_scale"] = state.pop("stranger")
+    state |= {f"{side}_model.embeddings.position_ids": torch.arange(17)[None] for side in ("text", "vision")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    ready(ClipScore(path=str(folder)))  # as in the published files
+    state["visual_projection.weight"] = torch.zeros(3, 4)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"visual_projection\.weight is \(3, 4\), expected \(12, 16\)"):
+        ready(ClipScore(path=str(folder)))
+
+
+def test_what_a_picture_or_prompt_may_be(tmp_path: Path) -> None:
+    """One pixel, a strip, a prompt of nothing or of a thousand words; what is no RGB picture is no number."""
+    reward = ready(ClipScore(path=str(tiny_clip(tmp_path)), batch_size=3))
+    dots = [np.zeros(shape, dtype=np.uint8) for shape in ((1, 1, 3), (2, 90, 3), (300, 200, 3), (8, 8), (8, 8, 4))]
+    given = [Sample(Prompt("a", "a red circle"), images=(dot,)) for dot in dots]
+    given += [
+        Sample(Prompt("a", text), images=(picture(0),)) for text in ("", "a red circle " * 400, "a red circle " * 500)
+    ]
+    given += [Sample(Prompt("a", "a red circle"), images=(picture(0), picture(1)))]
+    scores = RewardSet({"r": (reward, 1.0)}).score(given)
+    assert scores.status[:, 0].tolist() == [OK, OK, OK, FAILED, FAILED, OK, OK, OK, OK]
+    found = scores.values[:, 0]
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and found[0] == pytest.approx(found[2], abs=1e-6)  # all black
+    assert found[6] == pytest.approx(found[7], abs=1e-6) != found[5]  # cut at the same length
+    assert found[8] == pytest.approx(
+        np.mean(reward.score([Sample(Prompt("a", "a red circle"), images=(picture(k),)) for k in (0, 1)])), abs=1e-6
+    )
+    pictures = torch.stack(floats([picture(7, 32, 32), picture(8, 32, 32)], CPU))
+    stored = [Sample(Prompt("a", PROMPTS[k]), images=(picture(7 + k, 32, 32),)) for k in range(2)]
+    assert reward.score_tensor(pictures, PROMPTS).tolist() == pytest.approx(reward.score(stored), abs=1e-6)

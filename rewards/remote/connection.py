@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import threading
@@ -126,7 +127,17 @@ def bearer(variable: str, environment: Mapping[str, str] = os.environ) -> str | 
 
 def is_here(url: str) -> bool:
     """Whether a URL is of this machine."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address of a host is of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def pause(tries: int, backoff: float, asked: float | None = None) -> float:

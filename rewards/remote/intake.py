@@ -22,6 +22,8 @@ from mmrl.rewards.remote.service import ServiceError
 
 PARTS = 4096
 """Parts of a multipart body."""
+VALUES = 1 << 20
+"""Commas and brackets of a JSON: as many values may be in it, and each takes up to a hundred times its bytes."""
 
 
 async def read(
@@ -64,6 +66,8 @@ async def _body(request: Request, most: int, seconds: float) -> bytes:
 def message(body: bytes, limits: Limits) -> ScoreRequest:
     """A request from its JSON. Raises ServiceError for NaN and infinity, and for too many of anything, before the fields are looked at:
     every wrong one would cost memory for its own line."""
+    if sum(body.count(sign) for sign in b",[{") > VALUES:
+        raise ServiceError("too_large", f"the JSON holds more than {VALUES} values; send fewer samples or shorter meta")
     try:
         tree = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -116,6 +120,8 @@ async def _multipart(request: Request, body: bytes) -> tuple[bytes, dict[str, by
                 parts[name] = await value.read() if isinstance(value, UploadFile) else value.encode()
     except MultiPartException as error:
         raise ServiceError("bad_request", f"not a readable multipart body: {error.message[:200]}") from error
+    except UnicodeError as error:
+        raise ServiceError("bad_request", "not a readable multipart body: text that is not of its charset") from error
     if "request" not in parts:
         raise ServiceError("bad_request", "the multipart body has no part 'request'")
     return parts.pop("request"), parts

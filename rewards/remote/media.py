@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
+from PIL import Image
 from safetensors.torch import load as load_tensors
 
-from mmrl.errors import UserError
 from mmrl.image import as_rgb
 from mmrl.rewards.remote.contract import Media, RequestSample
 from mmrl.rollout import Prompt, Sample
@@ -25,6 +24,8 @@ TENSORS = "application/vnd.safetensors"
 MP4 = "video/mp4"
 LEFT = ("graded", "components")
 """What rewards leave in `Sample.meta`; of a request it is not taken over."""
+HEADER = 1 << 20
+"""Bytes of the header of a safetensors file: one with a hundred thousand empty tensors takes seconds and gigabytes."""
 
 
 class Refused(ValueError):
@@ -121,7 +122,7 @@ def _file(uri: str, limits: Limits) -> bytes:
             contents = file.read(limits.max_bytes + 1)
     except Refused:
         raise
-    except (OSError, ValueError) as error:  # too long a name, a zero byte, no right to read
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte, no right, links in a circle
         raise Refused("uri points to no file below the allowed folder") from error
     if len(contents) > limits.max_bytes:
         raise Refused(f"the file is larger than {limits.max_bytes} bytes")
@@ -140,7 +141,7 @@ def _image(mime: str, contents: bytes, limits: Limits, room: Room) -> np.ndarray
             return np.asarray(as_rgb(opened))
     except Refused:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of broken EXIF Pillow raises whatever its own code runs into
         raise Refused(f"not a readable {mime}: {str(error)[:120]}") from error
 
 
@@ -148,9 +149,11 @@ def _tensors(mime: str, contents: bytes, room: Room) -> dict[str, torch.Tensor]:
     if mime != TENSORS:
         raise Refused(f"mime '{mime[:60]}'; expected {TENSORS}")
     room.take(len(contents))
+    if len(contents) >= 8 and struct.unpack("<Q", contents[:8])[0] > HEADER:
+        raise Refused(f"not safetensors: a header of more than {HEADER} bytes")
     try:
         return load_tensors(contents)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:  # KeyError: a dtype that torch does not have
+    except Exception as error:  # KeyError: a dtype that torch does not have, TypeError: a shape that it cannot
         raise Refused(f"not safetensors: {str(error)[:120]}") from error
 
 
@@ -166,19 +169,25 @@ def _video(mime: str, contents: bytes, limits: Limits, room: Room) -> np.ndarray
 
 
 def _mp4(contents: bytes, limits: Limits, room: Room) -> np.ndarray:
+    """Read with PyAV alone: others end the process at some broken files. FFmpeg goes by what is inside, and a playlist would have it
+    open other files."""
     from mmrl.video import open_video
 
+    if contents[4:8] != b"ftyp":
+        raise Refused(f"not a readable {MP4}: it does not begin as one")
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(contents)
         file.flush()
         try:
-            opened = open_video(Path(file.name))
+            opened = open_video(Path(file.name), "av")
             first = opened.frames([0])
             _check_video(opened.total, first.shape[1], first.shape[2], limits)
             room.take(opened.total * first[0].nbytes)
             return opened.frames(list(range(opened.total)))
-        except UserError as error:
-            raise Refused(f"not a readable {MP4}: {str(error).replace(file.name, 'the file')}") from error
+        except Refused:
+            raise
+        except Exception as error:  # of broken names of a stream PyAV raises UnicodeDecodeError
+            raise Refused(f"not a readable {MP4}: {str(error).replace(file.name, 'the file')[:300]}") from error
 
 
 def _check_video(frames: int, height: int, width: int, limits: Limits) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from mmrl.config.source import read
 from mmrl.config.validate import validate
 from mmrl.errors import ConfigError, UserError
 from mmrl.reward import Reward
-from mmrl.rewards.remote.connection import bearer
+from mmrl.rewards.remote.connection import bearer, is_loopback
 from mmrl.rewards.remote.media import Limits
 from mmrl.rewards.remote.service import Service
 
@@ -87,21 +87,12 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[ServeSection, Serv
 def token_of(section: ServeSection) -> str | None:
     """The bearer token from the environment. Raises UserError where the host needs one and there is none, or it is none."""
     token = bearer(section.token_env)
-    if token is None and not _is_loopback(section.host):
+    if token is None and not is_loopback(section.host):
         raise UserError(
             f"serve.host {section.host} can be reached by others, so a bearer token is needed: set the environment variable "
             f"{section.token_env}, or listen on 127.0.0.1"
         )
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(config: str, overrides: Sequence[str] = ()) -> None:
@@ -112,6 +103,7 @@ def serve(config: str, overrides: Sequence[str] = ()) -> None:
         from mmrl.rewards.remote.server import Impatient, make_app
     except ImportError as error:
         raise UserError(f"serving needs fastapi and uvicorn: pip install 'mmrl[serve]' ({error})") from error
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture may have one for each of thousands of broken tags
     section, service = load(config, overrides)
     named = ", ".join(f"{name} ({reward.scope})" for name, reward in service.rewards.items())
     print(f"serving {named} at http://{section.host}:{section.port}", file=sys.stderr, flush=True)

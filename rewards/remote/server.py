@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mmrl.rewards.remote.connection import is_loopback
 from mmrl.rewards.remote.contract import Code, ErrorBody, Problem
 from mmrl.rewards.remote.intake import read
 from mmrl.rewards.remote.service import STATUS, Service, ServiceError
@@ -25,22 +27,27 @@ log = logging.getLogger("mmrl.serve")
 
 
 class Impatient(H11Protocol):
-    """A connection that is closed when its first request has no whole head after `seconds`."""
+    """A connection that is closed when there is no whole head of a request `seconds` after it was made, or after the last answer."""
 
     seconds = 30.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(self.seconds, self._close_unused)
+        self.loop.call_later(self.seconds, self._close_unused, None)
 
-    def _close_unused(self) -> None:
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        self.loop.call_later(self.seconds, self._close_unused, self.cycle)
+        super().on_response_complete()
+
+    def _close_unused(self, last: Any) -> None:
+        if self.cycle is last:
             self.transport.close()
 
 
 def make_app(service: Service, token: str | None, max_waiting: int = 64, body_seconds: float = 60.0) -> FastAPI:
-    """The application. With a `token` every path but /healthz wants `Authorization: Bearer TOKEN`; more than `max_waiting`
-    requests at a time are answered with 503 and Retry-After, a body that takes longer than `body_seconds` with 408."""
+    """The application. With a `token` every path but /healthz wants `Authorization: Bearer TOKEN`; without one, none is for web
+    pages: their requests (`Origin`), and those by a name that is not of this machine, are refused. More than `max_waiting` requests
+    at a time are answered with 503 and Retry-After, a body that takes longer than `body_seconds` with 408."""
     waiting, threads = anyio.Semaphore(max_waiting), anyio.CapacityLimiter(max_waiting)
     expected = None if token is None else hashlib.sha256(f"Bearer {token}".encode()).digest()
 
@@ -59,6 +66,10 @@ def make_app(service: Service, token: str | None, max_waiting: int = 64, body_se
             # of hashes, so that neither the letters nor the length of the token show in the time that it takes
             if not hmac.compare_digest(hashlib.sha256(given.encode()).digest(), expected):
                 return failure("unauthorised", "a bearer token is needed, and this one is missing or wrong")
+        elif expected is None and not _is_local(request):
+            return failure(
+                "bad_request", "a server without a token answers programs that call it by localhost or 127.0.0.1"
+            )
         return await call_next(request)
 
     @app.exception_handler(ServiceError)
@@ -103,6 +114,16 @@ def make_app(service: Service, token: str | None, max_waiting: int = 64, body_se
         return Response(found, media_type="application/json")
 
     return app
+
+
+def _is_local(request: Request) -> bool:
+    """Not of a web page in this machine's browser: its script may send a form to any server, and read the answer where the name of
+    its host was made to point here."""
+    try:
+        host = urlsplit("//" + request.headers.get("host", "")).hostname or ""
+    except ValueError:  # brackets that do not close
+        return False
+    return "origin" not in request.headers and is_loopback(host)
 
 
 def _load(service: Service) -> None:

@@ -79,21 +79,6 @@ def test_nothing_is_lost_and_nothing_becomes_a_zero(tmp_path: Path, encoding: An
         server.kill()
 
 
-def test_a_server_that_stays_away_is_a_failure_of_the_samples(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    server.start()
-    server.wait()
-    reward = RemoteReward(url=server.url, reward="bright", backoff=0.05, deadline=0.5)
-    reward.setup(CPU)
-    server.kill()
-    scores = RewardSet({"bright": (reward, 1.0)}).score(samples(3))
-    assert not (scores.status == OK).any() and np.isnan(scores.values).all()
-    assert "ConnectError" in scores.messages[0] and "tries" in scores.messages[0]
-    absent = RemoteReward(url=server.url, reward="bright", patience=0)
-    with pytest.raises(UserError, match="mmrl serve-rewards CONFIG"):
-        absent.setup(CPU)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found = Server(tmp_path_factory.mktemp("server"), ", max_batch: 6")
@@ -241,12 +226,25 @@ def test_threads_and_forked_processes_ask_for_themselves(server: Server) -> None
     os.close(write)
 
 
-def test_a_stopped_server_ends_what_it_began(tmp_path: Path) -> None:
-    server = Server(tmp_path, bright=", pause: 3")
+def test_web_pages_get_nothing_from_a_server_without_a_token(server: Server) -> None:
+    """Neither by a form, which a browser sends to any server, nor by a name that was made to point to this machine."""
+    form = {"files": {"request": (None, "{}")}}
+    for host, more, status in (("localhost", {}, 200), ("127.0.0.1:80", {}, 200), ("[::1]:80", {}, 200), ("evil.example", {}, 400),
+                               ("127.0.0.1.evil.example", {}, 400), ("[", {}, 400), ("localhost", {"Origin": "null"}, 400)):  # fmt: skip
+        found = httpx.get(f"{server.url}/v1/info", headers={"Host": host, **more}, trust_env=False)
+        assert found.status_code == status, host
+    found = httpx.post(f"{server.url}/v1/score", headers={"Origin": "http://evil.example"}, trust_env=False, **form)
+    assert found.status_code == 400 and "answers programs" in found.json()["error"]["message"]
+
+
+def test_a_stopped_server_ends_what_it_began_and_what_comes_later_has_failed(tmp_path: Path) -> None:
+    server = Server(tmp_path, bright=", pause: 1")
     server.start()
     server.wait()
     reward = RemoteReward(url=server.url, reward="bright", deadline=60)
+    late = RemoteReward(url=server.url, reward="bright", backoff=0.05, deadline=0.5)
     reward.setup(CPU)
+    late.setup(CPU)
     given = grey("p", 1, 2)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(reward.score, given)
@@ -255,3 +253,8 @@ def test_a_stopped_server_ends_what_it_began(tmp_path: Path) -> None:
         code = server.stop()
         assert found.result() == [1.0, 2.0] and reward.retries == 0
     assert code in (0, -15) and "Traceback" not in server.said.read_text()
+    scores = RewardSet({"bright": (late, 1.0)}).score(samples(3))
+    assert not (scores.status == OK).any() and np.isnan(scores.values).all()
+    assert "ConnectError" in scores.messages[0] and "tries" in scores.messages[0]
+    with pytest.raises(UserError, match="mmrl serve-rewards CONFIG"):
+        RemoteReward(url=server.url, reward="bright", patience=0).setup(CPU)

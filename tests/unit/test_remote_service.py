@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import PrivateAttr
@@ -17,8 +20,9 @@ from torch import nn
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.function import FunctionReward
-from mmrl.rewards.remote.contract import ScoreRequest
-from mmrl.rewards.remote.media import Limits
+from mmrl.rewards.remote.contract import RequestSample, ScoreRequest
+from mmrl.rewards.remote.intake import VALUES, message
+from mmrl.rewards.remote.media import HEADER, Limits, Refused, unpack
 from mmrl.rewards.remote.service import Answers, Service, ServiceError
 from mmrl.rollout import Sample
 
@@ -216,3 +220,40 @@ def test_what_rewards_leave_is_not_taken_from_a_request() -> None:
     for sent in ({"components": 5}, {"components": {"it": {"a": 1.0}}, "graded": {"it": "a word"}}):
         (found,) = told({"leave": {}, "score": 1.0}, output_meta=sent)
         assert found == {"id": "0", "status": "ok", "score": 1.0}
+
+
+def medium(kind: str, mime: str, contents: bytes) -> RequestSample:
+    given = {"kind": kind, "mime": mime, "data": base64.b64encode(contents).decode()}
+    return RequestSample.model_validate({"id": "0", "prompt": "x", "media": [given]})
+
+
+def test_a_body_of_small_values_is_refused_before_it_is_read() -> None:
+    for text in (b"1," * VALUES + b"1", b"[[]]," * (VALUES // 3) + b"1"):
+        with pytest.raises(ServiceError, match=r"more than 1048576 values") as found:
+            message(b'{"a": [' + text + b"]}", Limits())
+        assert found.value.problem.code == "too_large"
+
+
+def test_tensors_without_contents_are_not_taken_by_the_hundred_thousand() -> None:
+    with pytest.raises(Refused, match="a header of more than 1048576 bytes"):
+        unpack(
+            medium("latent", "application/vnd.safetensors", struct.pack("<Q", HEADER + 1) + b" " * HEADER), {}, Limits()
+        )
+
+
+def test_an_mp4_is_read_by_the_reader_that_no_file_can_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmrl import video
+
+    def ends(path: Any) -> Any:
+        raise AssertionError("some files end the process in here")
+
+    for name in ("decord", "torchcodec"):
+        monkeypatch.setitem(video.READERS, name, ends)
+    video.write_video(tmp_path / "a.mp4", np.full((3, 16, 16, 3), 90, np.uint8), 4.0)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    found = unpack(medium("video", "video/mp4", whole), {}, Limits()).video
+    assert found is not None and found.shape == (3, 16, 16, 3)
+    broken = whole.replace(b"VideoHandler", b"Video\xffandler")
+    assert broken != whole
+    with pytest.raises(Refused, match="not a readable video/mp4"):
+        unpack(medium("video", "video/mp4", broken), {}, Limits())

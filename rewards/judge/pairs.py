@@ -14,7 +14,7 @@ from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
-from mmrl.rewards.judge.question import GUARD, pair, published
+from mmrl.rewards.judge.question import GUARD, Media, pair, published
 from mmrl.rewards.judge.verdict import answered_winner, flex, json_object, shares, winner
 from mmrl.rollout import Sample
 
@@ -43,7 +43,7 @@ class PairJudge(AskingReward, PairwiseReward):
     @property
     def revision(self) -> str:  # type: ignore[override]
         """Of the code, and the hash of everything that the judge is told beside the sample."""
-        return f"2, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
+        return f"3, prompt {prompt_hash(type(self).__name__, GUARD, self.model_dump(mode='json', exclude={'endpoint', 'cache', 'max_pairs', 'orders', 'unreadable'}))}"
 
     def who(self) -> str | None:
         """The judge as its server names it."""
@@ -53,7 +53,8 @@ class PairJudge(AskingReward, PairwiseReward):
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """One verdict per pair; an answer that cannot be read is asked for once more."""
         options: dict[str, Any] = {"schema": SCHEMA} if self.form == "schema" else {}
-        questions = [self._question(first, second) for first, second in pairs]
+        media = Media(self.endpoint)
+        questions = [self._question(first, second, media) for first, second in pairs]
         video = any(sample.video is not None for one in pairs for sample in one)
         names = ("Alignment", "Physics" if video else "Coherence", "Style")
         readable: list[Readable] = [lambda reply: self._read(reply, names) is not None] * len(pairs)
@@ -64,10 +65,10 @@ class PairJudge(AskingReward, PairwiseReward):
             found[at] = self._read(reply, names)
         return found
 
-    def _question(self, first: Sample, second: Sample) -> list[dict[str, Any]]:
+    def _question(self, first: Sample, second: Sample, media: Media) -> list[dict[str, Any]]:
         if self.form != "schema" and "{prompt}" in self.task:
-            return published([first, second], self.task, self.endpoint)
-        return pair(first, second, self._task, self.endpoint)
+            return published([first, second], self.task, media)
+        return pair(first, second, self._task, media)
 
     @property
     def _task(self) -> str:

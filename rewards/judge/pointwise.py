@@ -14,7 +14,7 @@ from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
 from mmrl.rewards.judge.kept import Reply
-from mmrl.rewards.judge.question import GUARD, media, messages, published
+from mmrl.rewards.judge.question import GUARD, Media, messages, published
 from mmrl.rewards.judge.verdict import axes, edit_scores, field, final_score, json_object, number, yes_share
 from mmrl.rollout import Prompt, Sample
 
@@ -59,7 +59,7 @@ class JudgeReward(AskingReward):
 
     def shown(self, sample: Sample) -> list[dict[str, Any]]:
         """The pictures and videos."""
-        return media(sample, self.endpoint)
+        return Media(self.endpoint).of(sample)
 
     def question(self, sample: Sample) -> list[dict[str, Any]]:
         """The messages about a sample."""
@@ -252,7 +252,7 @@ class UnifiedReward(JudgeReward):
 
     def question(self, sample: Sample) -> list[dict[str, Any]]:
         if "{prompt}" in self.task:
-            return published([sample], self.task, self.endpoint)
+            return published([sample], self.task, Media(self.endpoint))
         return super().question(sample)
 
     def axes(self, sample: Sample) -> tuple[str, str, str]:

@@ -6,7 +6,6 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmrl.image import SUFFIXES, read_image
 from mmrl.reward import rgb
 from mmrl.rewards.judge.endpoint import Endpoint
 from mmrl.rewards.remote.media import png
-from mmrl.rollout import Sample
+from mmrl.rollout import Prompt, Sample
 from mmrl.video import read_video, spread
 
 GUARD = (
@@ -76,19 +75,38 @@ def show(item: Any, endpoint: Endpoint, label: str) -> list[dict[str, Any]]:
     return [named, *(picture(frame, endpoint.max_pixels) for frame in chosen)]
 
 
-def media(sample: Sample, endpoint: Endpoint, label: str = "Result") -> list[dict[str, Any]]:
-    """The pictures and videos of a sample, sources first, each after a line that names it. Raises ValueError for a sample with nothing to show
-    only where it has no text either."""
-    parts: list[dict[str, Any]] = []
-    for number, item in enumerate(sample.prompt.media, start=1):
-        parts += show(item, endpoint, f"Source {number}")
-    for number, image in enumerate(sample.images, start=1):
-        parts += show(image, endpoint, label if len(sample.images) == 1 else f"{label} {number}")
-    if sample.video is not None:
-        parts += show(sample.video, endpoint, label)
-    if not parts and sample.text is None:
-        raise ValueError("there is nothing to judge: no text, picture or video")
-    return parts
+class Media:
+    """Pictures and videos as parts of messages, each after a line that names it; those of a prompt and of a sample are made once as long as this
+    is kept, however many pairs they are in."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.made: dict[int, tuple[Any, list[dict[str, Any]]]] = {}
+
+    def of(self, sample: Sample) -> list[dict[str, Any]]:
+        """The sources, then the output. Raises ValueError for a sample without any output."""
+        return [*self.sources(sample.prompt), *self.output(sample)]
+
+    def sources(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """What the prompt brings along."""
+        return self._once(prompt, [(item, f"Source {number}") for number, item in enumerate(prompt.media, start=1)])
+
+    def output(self, sample: Sample) -> list[dict[str, Any]]:
+        """What the sample has of pictures and videos. Raises ValueError where it has no text either."""
+        several = len(sample.images) > 1
+        items = [
+            (image, f"Result {number}" if several else "Result") for number, image in enumerate(sample.images, start=1)
+        ]
+        if sample.video is not None:
+            items.append((sample.video, "Result"))
+        if not items and sample.text is None:
+            raise ValueError("there is nothing to judge: no text, picture or video")
+        return self._once(sample, items)
+
+    def _once(self, of: Any, items: Sequence[tuple[Any, str]]) -> list[dict[str, Any]]:
+        if id(of) not in self.made:
+            self.made[id(of)] = of, [part for item, label in items for part in show(item, self.endpoint, label)]
+        return self.made[id(of)][1]
 
 
 def material(sample: Sample, reference: bool, statements: Sequence[str] = ()) -> str:
@@ -116,30 +134,24 @@ def messages(
     return [system(instruction), {"role": "user", "content": content}]
 
 
-def published(samples: Sequence[Sample], task: str, endpoint: Endpoint) -> list[dict[str, Any]]:
+def published(samples: Sequence[Sample], task: str, media: Media) -> list[dict[str, Any]]:
     """As published checkpoints are asked: one message of the user alone, the sources' pictures and those of one or two samples of a prompt, and
     the task with the prompt in the place of `{prompt}`. Raises ValueError for a sample with a text: it would stand in no block."""
     if any(sample.text is not None for sample in samples):
         raise ValueError("a task with {prompt} in it shows pictures and videos alone, and the response has a text")
-    source = replace(samples[0], images=(), video=None, text="")
-    shown = [
-        part for one in (source, *(_without_sources(sample) for sample in samples)) for part in media(one, endpoint)
-    ]
-    pictures = [part for part in shown if part["type"] == "image_url"]
-    return [{"role": "user", "content": [*pictures, text(task.replace("{prompt}", escaped(samples[0].prompt.text)))]}]
+    prompt = samples[0].prompt
+    parts = [*media.sources(prompt), *(part for sample in samples for part in media.output(sample))]
+    shown = [part for part in parts if part["type"] == "image_url"]
+    return [{"role": "user", "content": [*shown, text(task.replace("{prompt}", escaped(prompt.text)))]}]
 
 
-def _without_sources(sample: Sample) -> Sample:
-    return replace(sample, prompt=replace(sample.prompt, media=()))
-
-
-def pair(first: Sample, second: Sample, instruction: str, endpoint: Endpoint) -> list[dict[str, Any]]:
-    """Two samples of one prompt, in the order in which they are shown."""
-    content = [text(block("prompt", first.prompt.text))]
+def pair(first: Sample, second: Sample, instruction: str, media: Media) -> list[dict[str, Any]]:
+    """Two samples of one prompt, in the order in which they are shown, after what the prompt brings along."""
+    content = [*media.sources(first.prompt), text(block("prompt", first.prompt.text))]
     for number, sample in enumerate((first, second), start=1):
-        content += media(sample, endpoint, label=f"Candidate {number}")
+        content += [text(f"Candidate {number}:"), *media.output(sample)]
         if sample.text is not None:
-            content.append(text(f"Candidate {number}:\n{block('response', sample.text)}"))
+            content.append(text(block("response", sample.text)))
     return [system(instruction), {"role": "user", "content": content}]
 
 

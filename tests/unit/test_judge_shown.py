@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrl.reward import Failed, RewardSet
+from mmrl.rewards.judge import question
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Perception, Rubric, UnifiedReward
 from mmrl.rewards.judge.question import block, escaped
 from mmrl.rewards.judge.verdict import shares
+from mmrl.rewards.remote.media import png
 from mmrl.rollout import FAILED, OK, Prompt, Sample
 from tests.unit.judge_server import JudgeServer, pictures, user_text
 
@@ -133,6 +135,27 @@ def test_a_question_that_is_asked_again_has_no_message_more(serve: Serve) -> Non
     first, second = server.bodies
     assert [one["role"] for one in second["messages"]] == ["system", "user"]
     assert second["messages"][1]["content"][:-1] == first["messages"][1]["content"]
+
+
+def test_a_picture_is_made_once_for_all_its_pairs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(question, "png", lambda image: made.append(1) or png(image))
+    server = serve(lambda body: '{"reason": "", "winner": "1"}')
+    prompt = Prompt("p", "make it red", (picture(9),))
+    group = [Sample(prompt, images=(picture(shade), picture(shade + 100))) for shade in range(4)]
+    assert ready(PairJudge, server).score(group) == [0.5] * 4
+    assert len(made) == 1 + 4 * 2 and len(server.bodies) == 12
+    for body in server.bodies:
+        assert len(pictures(body)) == 5 and re.findall(r"^\w+ ?\d?:$", user_text(body), re.MULTILINE) == [
+            "Source 1:", "Candidate 1:", "Result 1:", "Result 2:", "Candidate 2:", "Result 1:", "Result 2:"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Judge, PairJudge])
+def test_sources_alone_are_nothing_to_judge(kind: Any, serve: Serve) -> None:
+    server = serve(lambda body: '{"score": 5, "reason": "", "winner": "1"}')
+    prompt = Prompt("p", "?", (picture(1),))
+    found = RewardSet({"j": (ready(kind, server), 1.0)}).score([Sample(prompt), Sample(prompt)], [0, 0])
+    assert (found.status == FAILED).all() and "nothing to judge" in found.messages[0] and not server.bodies
 
 
 # Facts and rubrics

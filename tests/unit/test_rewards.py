@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mmrl.catalogue import catalogue
 from mmrl.components import build, resolve, table
 from mmrl.errors import UserError
+from mmrl.options import complaints
 from mmrl.reward import Reward, RewardSet
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
 
@@ -168,6 +169,64 @@ def test_functions_that_cannot_be_called_are_refused_at_config_time(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         build("reward", spec, mine)
+
+
+TYPED = """
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from nowhere import Odd
+
+
+def typed(samples: list[Odd], channel: int = 0, free=1, mode: Literal["red", "green"] = "red",
+          part: Annotated[float, Field(le=1)] = 0.5, odd: Odd = None, files: tuple[Path, ...] = (), **more: float):
+    assert type(channel) is int and all(isinstance(one, Path) for one in files)
+    return [channel + len(files) for _ in samples]
+
+
+def placed(samples, k, /):
+    return []
+
+
+def late(samples):
+    yield 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "message"),
+    [
+        ({"channel": "red"}, "channel", "got 'red'; input should be a valid integer"),
+        ({"mode": "rad"}, "mode", "got 'rad'; input should be 'red' or 'green'; did you mean 'red'?"),
+        ({"part": 2}, "part", "got 2; input should be less than or equal to 1"),
+        ({"files": ["a", 3]}, "files.1", "got 3; input is not a valid path"),
+        ({"extra": "x"}, "extra", "got 'x'; input should be a valid number"),
+    ],
+)
+def test_an_option_of_a_function_has_the_type_of_its_parameter(
+    tmp_path: Path, options: dict[str, Any], place: str, message: str
+) -> None:
+    (tmp_path / "typed.py").write_text(TYPED)
+    with pytest.raises(ValidationError) as caught:
+        build("reward", {"name": "typed.py:typed", **options}, tmp_path)
+    (found,) = complaints(caught.value, BaseModel, options)
+    assert ".".join(map(str, found.loc)) == place and found.text.startswith(message)
+
+
+def test_options_are_converted_and_those_without_a_type_are_as_given(tmp_path: Path) -> None:
+    (tmp_path / "typed.py").write_text(TYPED)
+    spec = {"name": "typed.py:typed", "channel": "2", "free": "red", "odd": 4, "files": ["a"], "extra": 1}
+    assert score(spec, [Sample(Prompt("p", "p"))], tmp_path).values.tolist() == [[3.0]]
+    written = build("reward", spec, tmp_path).written_options()
+    assert written == {key: value for key, value in spec.items() if key != "name"}
+    for name, message in (("placed", "takes 'k' by its place alone"), ("late", "late yields its scores one by one")):
+        with pytest.raises(ValidationError, match=message):
+            build("reward", {"name": f"typed.py:{name}"}, tmp_path)
 
 
 def test_a_function_that_raises_names_its_own_line(mine: Path) -> None:

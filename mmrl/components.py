@@ -15,11 +15,12 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError
 
@@ -39,32 +40,7 @@ FOLDERS = (
 """The composition root: every folder with a `COMPONENTS: dict[kind, dict[name, "module:Class"]]` table."""
 
 
-if TYPE_CHECKING:
-    from pydantic._internal._model_construction import ModelMetaclass
-else:
-    ModelMetaclass = type(BaseModel)
-
-
-class _Known(ModelMetaclass):
-    """Names the nearest attribute of a base where a class sets one, without a type, that no base has."""
-
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
-        try:
-            return super().__new__(cls, name, bases, namespace, **options)
-        except PydanticUserError as error:
-            found = re.search(r"`(\w+) = ", str(error))
-            if error.code != "model-field-missing-annotation" or found is None:
-                raise
-            attribute = found[1]
-            own = {one for base in bases for kind in base.__mro__ if issubclass(kind, Component) for one in vars(kind)}
-            near = did_you_mean(attribute, sorted(one for one in own if not one.startswith("_")))
-            hint = f"{near} An" if near else "an"
-            raise UserError(
-                f"class {name}: no base has an attribute '{attribute}'; {hint} option needs a type, {attribute}: TYPE = VALUE"
-            ) from None
-
-
-class Component(BaseModel, metaclass=_Known):
+class Component(BaseModel):
     """Base of everything that a config names. Unknown options are errors; options are the declared fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
@@ -161,12 +137,27 @@ def _load_file(file: str, base: Path | None) -> ModuleType:
 
 
 def _raised(error: Exception | SystemExit) -> str:
-    if isinstance(error, UserError):
-        return f"cannot be loaded: {error}{line_of(error, __file__)}"
-    said = (
-        f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else one_line(type(error).__name__, error)
+    if isinstance(error, SystemExit):
+        return f"raised while it was loaded: called sys.exit({error.code!r})"
+    if isinstance(error, PydanticUserError) and error.code == "model-field-missing-annotation":
+        return f"cannot be loaded: {_misspelt(error)}{line_of(error, __file__)}"
+    return f"raised while it was loaded: {one_line(type(error).__name__, error)}"
+
+
+def _misspelt(error: PydanticUserError) -> str:
+    """An attribute without a type that no base of its class has, and the nearest one that some base has."""
+    said = re.search(r"`(\w+) = ", str(error))
+    made = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__new__"]
+    if said is None or not made or not {"cls_name", "bases"} <= made[-1].keys():
+        return one_line(error)
+    attribute = said[1]
+    kinds = [kind for base in made[-1]["bases"] for kind in base.__mro__ if issubclass(kind, Component)]
+    near = did_you_mean(attribute, sorted({one for kind in kinds for one in vars(kind) if not one.startswith("_")}))
+    hint = f"{near} An" if near else "an"
+    return (
+        f"class {made[-1]['cls_name']}: no base has an attribute '{attribute}'; {hint} option needs a type, "
+        f"{attribute}: TYPE = VALUE"
     )
-    return f"raised while it was loaded: {said}"
 
 
 def build(kind: str, spec: Mapping[str, Any], base: Path | None = None) -> Any:

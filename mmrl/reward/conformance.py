@@ -5,7 +5,6 @@ Samples are made up. A check says ok, FAIL, or - where it does not apply.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +13,13 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from mmrl.components import build
-from mmrl.errors import UserError
-from mmrl.reward.base import Failed, Need, Reward, Scope, set_up
+from mmrl.errors import UserError, line_of, one_line
+from mmrl.options import complaints
+from mmrl.reward.base import Need, Reward, bounds, set_up
 from mmrl.reward.combined import RewardSet
 from mmrl.reward.made_up import broken, digest, made_up
 from mmrl.reward.pairwise import PairwiseReward
@@ -53,7 +53,8 @@ def run(
     try:
         built: Reward = build("reward", {**options, "name": reward}, Path.cwd())
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors())
+        found = complaints(error, BaseModel, options)
+        told = "; ".join(f"{'.'.join(map(str, one.loc))}: {one.text}".removeprefix(": ") for one in found)
         raise UserError(f"reward '{reward}': {told}") from None
     set_up(built, f"reward '{reward}'", torch.device("cpu"))
     fine = True
@@ -66,8 +67,13 @@ def run(
 def checks(reward: Reward, samples: Sequence[Sample]) -> Iterator[Check]:
     """Every check in turn; `setup` was called. Without a score on any sample there is nothing more to check."""
     yield facts(reward)
-    before = [digest(sample) for sample in samples]
-    first = _score(reward, samples)
+    before = [_copy(sample) for sample in samples]
+    seen = [digest(sample) for sample in samples]
+    first = _score(reward, samples, copied=False)
+    touched = [
+        row for row, sample in enumerate(samples) if digest(sample) != seen[row] or not _has(sample, before[row])
+    ]
+    samples = before  # as they were, but for what was written into their arrays
     yield scored(samples, first)
     if not (first.status == OK).any():
         return
@@ -78,25 +84,23 @@ def checks(reward: Reward, samples: Sequence[Sample]) -> Iterator[Check]:
     yield broken_samples(reward, samples, first)
     yield lacking_samples(reward, samples)
     yield gradient(reward, samples, first)
-    changed = [row for row, sample in enumerate(samples) if digest(sample) != before[row]]
-    yield _check("leaves samples alone", not changed, f"changed {_rows(changed)}", "text, media and prompts as before")
+    yield _check(
+        "leaves samples alone", not touched, f"changed {_rows(touched)}", "text, media, prompts and meta as before"
+    )
 
 
 def facts(reward: Reward) -> Check:
     """What a reward says about itself."""
     problems = []
-    if reward.scope not in get_args(Scope):
-        problems.append(f"scope is {reward.scope!r}; expected {', '.join(get_args(Scope))}")
     if (reward.scope == "pairwise") != isinstance(reward, PairwiseReward):
         problems.append("a pairwise reward is a subclass of mmrl.reward.pairwise.PairwiseReward, and no other one is")
     problems += [f"needs an unknown {need!r}; known: {', '.join(get_args(Need))}"
                  for need in reward.inputs() if need not in get_args(Need)]  # fmt: skip
-    low, high = reward.limits()
-    if low is not None and high is not None and low >= high:
-        problems.append(f"the range goes from {low:g} to {high:g}")
-    for name in ("higher_is_better", "deterministic", "differentiable"):
-        if not isinstance(getattr(reward, name), bool):
-            problems.append(f"{name} is {getattr(reward, name)!r}; expected true or false")
+    low = high = None
+    try:
+        low, high = bounds(reward.limits())
+    except Exception as error:
+        problems.append(f"limits() gave {_raised(error)}")
     if not reward.revision:
         problems.append("no revision")
     if reward.licence in ("", "unknown"):
@@ -222,13 +226,17 @@ def gradient(reward: Reward, samples: Sequence[Sample], first: Scores) -> Check:
         return Check(name, False, "no sample of one picture was scored")
     pictures = torch.tensor(np.stack([samples[row].images[0] for row in rows])).permute(0, 3, 1, 2).float() / 255
     pictures.requires_grad_(True)
-    with torch.enable_grad():
-        found = reward.score_tensor(pictures, [samples[row].prompt.text for row in rows])
-        if tuple(found.shape) != (len(rows),) or not found.requires_grad:
-            return Check(
-                name, False, f"score_tensor returned {tuple(found.shape)}, requires_grad {found.requires_grad}"
-            )
-        (grad,) = torch.autograd.grad(found.sum(), pictures)
+    try:
+        with torch.enable_grad():
+            found = reward.score_tensor(pictures, [samples[row].prompt.text for row in rows])
+            if not isinstance(found, torch.Tensor):
+                return Check(name, False, f"score_tensor returned a {type(found).__name__}; expected a tensor")
+            if tuple(found.shape) != (len(rows),) or not found.requires_grad:
+                got = f"{tuple(found.shape)}, requires_grad {found.requires_grad}"
+                return Check(name, False, f"score_tensor returned {got}; expected ({len(rows)},) with a gradient")
+            (grad,) = torch.autograd.grad(found.sum(), pictures, materialize_grads=True)
+    except Exception as error:
+        return Check(name, False, f"score_tensor raised {_raised(error)}")
     wanted = first.values[rows, 0]
     apart = float(np.abs(found.detach().double().cpu().numpy() - wanted).max() / max(1.0, np.abs(wanted).max()))
     fine = bool(torch.isfinite(grad).all()) and bool((grad != 0).any()) and apart <= PIXELS
@@ -236,8 +244,23 @@ def gradient(reward: Reward, samples: Sequence[Sample], first: Scores) -> Check:
     return _check(name, fine, said, said)
 
 
-def _score(reward: Reward, samples: Sequence[Sample]) -> Scores:
-    return RewardSet({"it": (reward, 1.0)}).score([copy.copy(one) for one in samples], _groups(samples))
+def _score(reward: Reward, samples: Sequence[Sample], copied: bool = True) -> Scores:
+    given = [_copy(one) for one in samples] if copied else samples
+    return RewardSet({"it": (reward, 1.0)}).score(given, _groups(samples))
+
+
+def _copy(sample: Sample) -> Sample:
+    """A sample that shares media and prompt alone."""
+    return replace(sample, meta=dict(sample.meta))
+
+
+def _has(sample: Sample, before: Sample) -> bool:
+    """What was in `meta` is there as it was; more may be."""
+    return all(key in sample.meta and sample.meta[key] == value for key, value in before.meta.items())
+
+
+def _raised(error: Exception) -> str:
+    return f"{one_line(type(error).__name__, error)}{line_of(error, __file__)}"
 
 
 def _groups(samples: Sequence[Sample]) -> list[int]:
@@ -253,7 +276,7 @@ def _pairs(samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
 
 
 def _verdicts(reward: PairwiseReward, pairs: Sequence[tuple[Sample, Sample]]) -> list[float | None]:
-    return [None if one is None or isinstance(one, Failed) else float(one) for one in reward.compare(pairs)]
+    return [one if isinstance(one, float) else None for one in reward.compared(pairs)]
 
 
 def _same(name: str, first: Scores, second: Scores, when: str) -> Check:

@@ -102,16 +102,16 @@ class PairwiseReward(Reward):
         keys = [self._key(first, second) for first, second in pairs]
         kept = [self._known(key) for key in keys]
         if self.who() is None and any(kept):
-            self._compared([next(pair for pair, one in zip(pairs, kept, strict=True) if one)])
+            self.compared([next(pair for pair, one in zip(pairs, kept, strict=True) if one)])
         who = self.who()
         found: list[Verdict] = [one.verdict if one and one.who == who else None for one in kept]
         missing = [at for at, value in enumerate(found) if value is None]
-        for at, value in zip(missing, self._compared([pairs[at] for at in missing]), strict=True):
+        for at, value in zip(missing, self.compared([pairs[at] for at in missing]), strict=True):
             found[at] = value
             self._keep(keys[at], value)
         return found
 
-    def _compared(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+    def compared(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         """Verdicts of `compare`; where it raises, pairs are compared one by one, so that only those fail that must."""
         if not pairs:
             return []
@@ -127,7 +127,7 @@ class PairwiseReward(Reward):
         except Exception as error:
             if len(pairs) == 1:
                 return [Failed(f"compare raised {type(error).__name__}: {error}")]
-            return [self._compared([pair])[0] for pair in pairs]
+            return [self.compared([pair])[0] for pair in pairs]
 
     def _key(self, first: Sample, second: Sample) -> str:
         """Who judges, by which options, what, in which order."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -133,6 +134,41 @@ class Painter(Red):
         return super().one(sample, place, size)
 
 
+class Cleaner(Red):
+    """Takes away what others left."""
+
+    def one(self, sample: Sample, place: int, size: int) -> Any:
+        sample.meta.clear()
+        return super().one(sample, place, size)
+
+
+class Writer(Red):
+    """Puts another answer in the place of the sample's."""
+
+    def one(self, sample: Sample, place: int, size: int) -> Any:
+        sample.text = "mine"
+        return super().one(sample, place, size)
+
+
+class Broken(Red):
+    """Has a gradient that raises, or is what `gives` says."""
+
+    differentiable = True
+    gives: Any = None
+
+    def score_tensor(self, images: Tensor, prompts: Sequence[str]) -> Any:
+        if self.gives is None:
+            raise RuntimeError("no gradient today")
+        return self.gives if isinstance(self.gives, float) else self.gives.requires_grad_(True)
+
+
+class Endless(Red):
+    """Has limits that are none."""
+
+    def limits(self) -> Any:
+        return None
+
+
 class NoGradient(Red):
     """Says that it has a gradient, and that is of something else."""
 
@@ -140,6 +176,22 @@ class NoGradient(Red):
 
     def score_tensor(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return 2 * images[:, 0].mean((1, 2))
+
+
+class Timid(Redder):
+    """Raises whatever it is shown."""
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        raise ValueError("too many")
+
+
+class OneByOne(Redder):
+    """Compares one pair at a time alone."""
+
+    def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
+        if len(pairs) > 1:
+            raise ValueError("too many")
+        return super().compare(pairs)
 
 
 class Silent(Redder):
@@ -161,6 +213,14 @@ class Silent(Redder):
         (Forgiving(), {"broken media are no number"}),
         (Guessing(), {"missing inputs are no number"}),
         (Painter(), {"leaves samples alone"}),
+        (Cleaner(), {"leaves samples alone"}),
+        (Writer(), {"leaves samples alone"}),
+        (Broken(), {"gradient"}),
+        (Broken(gives=3.0), {"gradient"}),
+        (Broken(gives=torch.full((6,), 0.5)), {"gradient"}),
+        (Endless(), {"facts", "scores inside its range"}),
+        (Timid(), {"scores inside its range"}),
+        (OneByOne(), set()),
         (NoGradient(), {"gradient"}),
         (Silent(unreadable="half"), {"verdicts"}),
     ],

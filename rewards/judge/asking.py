@@ -40,3 +40,13 @@ class AskingReward(Reward):
         """See `Chat.stop`."""
         if self._chat is not None:
             self._chat.stop()
+
+
+def in_own_words(task: str) -> str:
+    """A task for a judge that is shown the prompt in a block. Raises ValueError where it has a place for the prompt all the same."""
+    if "{prompt}" in task:
+        raise ValueError(
+            "task has {prompt} in it, as published prompts have, and would be sent as it stands; leave it out (the prompt is shown in a block "
+            "of its own), or use unified_reward, or pair_judge with form think, flex or shares"
+        )
+    return task

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmrl.reward import Failed
 from mmrl.reward.pairwise import PairwiseReward, Verdict
-from mmrl.rewards.judge.asking import AskingReward
+from mmrl.rewards.judge.asking import AskingReward, in_own_words
 from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
@@ -39,6 +39,12 @@ class PairJudge(AskingReward, PairwiseReward):
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
     form: Literal["schema", "think", "flex", "shares"] = "schema"
     category_weight: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_its_task(self) -> PairJudge:
+        if self.form == "schema":
+            in_own_words(self.task)
+        return self
 
     @property
     def revision(self) -> str:  # type: ignore[override]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from mmrl.reward import Failed
-from mmrl.rewards.judge.asking import AskingReward
+from mmrl.rewards.judge.asking import AskingReward, in_own_words
 from mmrl.rewards.judge.chat import Readable
 from mmrl.rewards.judge.completion import JudgeError
 from mmrl.rewards.judge.identity import prompt_hash
@@ -107,6 +107,7 @@ class Judge(JudgeReward):
 
     @model_validator(mode="after")
     def _in_order(self) -> Judge:
+        in_own_words(self.task)
         if self.low >= self.high:
             raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
         return self

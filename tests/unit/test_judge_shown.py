@@ -248,6 +248,13 @@ def test_a_text_has_no_block_in_a_published_prompt(serve: Serve) -> None:
     assert found.status[0, 0] == FAILED and "has a text" in found.messages[0] and not server.bodies
 
 
+@pytest.mark.parametrize("kind", [Judge, PairJudge])
+def test_a_place_for_the_prompt_is_for_published_prompts(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"task has \{prompt\} in it"):
+        kind(endpoint={"model": "x"}, task=TASK)
+    PairJudge(endpoint={"model": "x"}, task=TASK, form="flex")  # type: ignore[arg-type]
+
+
 def axes_of(*first: float, names: tuple[str, ...] = ("Alignment", "Coherence", "Style"), kind: str = "Image") -> str:
     return "\n\n".join(
         f"{name} Score:\n {kind} 1: {x}\n {kind} 2: {1 - x}" for name, x in zip(names, first, strict=True)

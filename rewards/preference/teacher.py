@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from mmrl.errors import UserError
 from mmrl.rewards.preference.base import DTYPES, PictureModel, pretrained
+from mmrl.rewards.preference.rubric import check_free
 
 YES, NO = ("Yes", " Yes", "yes"), ("No", " No", "no")
 
@@ -26,13 +29,20 @@ class Teacher(PictureModel):
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
 
     _processor: Any = PrivateAttr(default=None)
+    _special: list[str] = PrivateAttr(default_factory=list)
 
     def load(self) -> nn.Module:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = pretrained(AutoModelForImageTextToText, self.path, self.hub_revision, DTYPES[self.dtype])
-        self._processor = AutoProcessor.from_pretrained(self.path, revision=self.hub_revision, trust_remote_code=False)
-        self._processor.tokenizer.padding_side = "right"
+        try:
+            processor = AutoProcessor.from_pretrained(self.path, revision=self.hub_revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the processor of '{self.path}': {str(error).splitlines()[0]}") from error
+        processor.tokenizer.padding_side = "right"
+        self._processor = processor
+        added = processor.tokenizer.added_tokens_decoder.values()
+        self._special = [token.content for token in added if token.special]
         return model
 
     @abstractmethod
@@ -43,9 +53,12 @@ class Teacher(PictureModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher-forced answers: logits `(B, A, V)` float32 that predict them, their tokens `(B, A)` and a mask `(B, A)`.
 
-        An empty answer has one position, that of the first token (token 0, mask False). Raises ValueError where a tokenizer glues
-        question and answer together, so that the answer's tokens cannot be told apart.
+        An empty answer has one position, that of the first token (token 0, mask False). Raises ValueError for a text that holds a special
+        token (it could end the turn or stand for a picture), and where a tokenizer glues question and answer together, so that the
+        answer's tokens cannot be told apart.
         """
+        for text in (*question, *answers):
+            check_free(text, self._special)
         texts, own = [], []
         for one, answer in zip(question, answers, strict=True):
             content = [{"type": "image"}, {"type": "text", "text": one}]
@@ -74,8 +87,17 @@ class Teacher(PictureModel):
         floating = {
             name: value.to(self._model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
         }
-        found = self._model(**floating, use_cache=False).logits
-        at = at.clamp_max(found.shape[1] - 1)
+        length = ids.shape[1]
+        kept = length - int(
+            at.min()
+        )  # from the first position that is read on; a model that cannot do that gives them all
+        some = {"logits_to_keep": kept} if "logits_to_keep" in signature(self._model.forward).parameters else {}
+        found = self._model(**floating, use_cache=False, **some).logits
+        if found.shape[1] not in (length, kept):
+            raise ValueError(
+                f"the model gives {found.shape[1]} logits for {length} tokens, so the answer's cannot be told"
+            )
+        at = (at - length + found.shape[1]).clamp_max(found.shape[1] - 1)
         return found.gather(1, at[..., None].expand(-1, -1, found.shape[-1])).float(), tokens, mask
 
     @property

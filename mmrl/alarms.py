@@ -15,7 +15,10 @@ WINDOW = 20
 SATURATED = 0.95
 """From this share of samples with one and the same score on a reward is saturated."""
 SAME, AGAINST = 0.98, -0.9
-"""Correlations from which on two rewards count one thing twice, or pull against each other."""
+"""Correlations, of the scores times the signs of their weights, from which on two rewards count one thing twice, or pull against
+each other."""
+FEWEST = 20
+"""Samples below which nothing is said."""
 
 
 class Alarms:
@@ -23,7 +26,7 @@ class Alarms:
 
     def __init__(self, names: tuple[str, ...], weights: tuple[float, ...]) -> None:
         self.names = names
-        self.trained = [k for k, weight in enumerate(weights) if weight]
+        self.signs = {k: float(np.sign(weight)) for k, weight in enumerate(weights) if weight}
         self.steps: deque[Floats] = deque(maxlen=WINDOW)
         self.said: set[tuple[int, ...]] = set()
 
@@ -38,19 +41,21 @@ class Alarms:
         return [line for _, line in fresh]
 
     def _found(self, seen: Floats) -> Iterator[tuple[tuple[int, ...], str]]:
-        for k in self.trained:
+        for k in self.signs:
             scores = seen[np.isfinite(seen[:, k]), k]
             most, share = commonest(scores)
-            if share >= SATURATED:
+            if len(scores) >= FEWEST and share >= SATURATED:
                 yield (
                     (k,),
                     f"reward '{self.names[k]}' gave {most:g} to {share:.0%} of {len(scores)} samples of the last {WINDOW} steps, so that "
                     "groups have little to compare; make it or the prompts harder, or leave it out",
                 )
-        for a, b in combinations(self.trained, 2):
-            r = correlation(seen[:, a], seen[:, b])
-            if r is not None and (r >= SAME or r <= AGAINST):
-                what = "count one thing twice" if r > 0 else "pull against each other"
+        for a, b in combinations(self.signs, 2):
+            both = seen[np.isfinite(seen[:, a]) & np.isfinite(seen[:, b])]
+            r = correlation(both[:, a], both[:, b]) if len(both) >= FEWEST else None
+            pull = 0.0 if r is None else r * self.signs[a] * self.signs[b]
+            if r is not None and (pull >= SAME or pull <= AGAINST):
+                what = "count one thing twice" if pull > 0 else "pull against each other"
                 yield (
                     (a, b),
                     f"rewards '{self.names[a]}' and '{self.names[b]}' {what}: their correlation over the last {WINDOW} steps is "
@@ -71,4 +76,7 @@ def correlation(a: Floats, b: Floats) -> float | None:
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 2 or not np.ptp(a[both]) or not np.ptp(b[both]):
         return None
-    return float(np.corrcoef(a[both], b[both])[0, 1])
+    x, y = (one[both] / np.abs(one[both]).max() for one in (a, b))  # so that squares fit
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = float(np.corrcoef(x, y)[0, 1])
+    return found if np.isfinite(found) else None

@@ -159,7 +159,7 @@ class RewardSet:
 
     def _through(self, column: int, scores: Scores, group: Any) -> list[np.ndarray]:
         """The scores `(N,)` of a reward as they come to each of its transforms, and as they leave the last."""
-        stages = [scores.values[:, column]]
+        stages = [_read_only(scores.values[:, column])]
         seen = self._seen(scores, group)
         for transform in self.uses[column].then:
             changed = np.asarray(transform(stages[-1], seen), dtype=np.float64)
@@ -169,11 +169,11 @@ class RewardSet:
                     f"transform {type(transform).__name__} of reward '{self.names[column]}' made {changed.shape} of "
                     f"{unscored.shape} scores, or an infinite one; expected a finite number for every score"
                 )
-            stages.append(np.where(unscored, np.nan, changed))
+            stages.append(_read_only(np.where(unscored, np.nan, changed)))
         return stages
 
     def _seen(self, scores: Scores, group: Any) -> Seen:
-        by_name = {name: scores.values[:, place] for place, name in enumerate(self.names)}
+        by_name = {name: _read_only(scores.values[:, place]) for place, name in enumerate(self.names)}
         return Seen(np.asarray(group, dtype=np.int64), by_name)
 
     def remember(self, scores: Scores, group: Any) -> None:
@@ -213,6 +213,13 @@ class RewardSet:
             name: {label: int((scores.status[:, column] == code).sum()) for code, label in enumerate(STATUS_NAMES)}
             for column, name in enumerate(scores.names)
         }
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """The scores for a transform: one that writes into them would change what the others, and the log, see."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def graded(samples: Sequence[Sample]) -> dict[str, Counter[str]]:

@@ -20,6 +20,7 @@ def test_the_correlation_is_that_of_a_loop() -> None:
     assert correlation(a, b) == pytest.approx(cross / (squares[0] * squares[1]) ** 0.5)
     assert correlation(np.ones(4), np.arange(4.0)) is None
     assert correlation(np.array([np.nan, 1.0]), np.arange(2.0)) is None
+    assert correlation(np.array([1e300, -1e300, 0.0]), np.arange(3.0)) == pytest.approx(-0.5)
 
 
 def test_the_commonest_score() -> None:
@@ -55,6 +56,21 @@ def test_each_is_said_once_after_a_whole_window(columns: tuple[str, str], words:
     assert not run(alarms, WINDOW - 1, *columns)
     found = run(alarms, 5, *columns)
     assert len(found) == (words is not None) and (words is None or words in found[0])
+
+
+@pytest.mark.parametrize(
+    ("column", "words"), [("same", "pull against each other"), ("against", "count one thing twice"), ("other", None)]
+)
+def test_what_a_negative_weight_makes_of_a_correlation(column: str, words: str | None) -> None:
+    found = run(Alarms(("a", "b"), (1.0, -0.5)), WINDOW, "base", column)
+    assert len(found) == (words is not None) and (words is None or words in found[0])
+
+
+def test_of_a_few_samples_nothing_is_said() -> None:
+    alarms, rare = Alarms(("a", "b"), (1.0, 1.0)), np.full((2, 2), np.nan)
+    found = [line for _ in range(WINDOW - 2) for line in alarms.add(rare)]
+    found += [line for value in (0.0, 1.0) for line in alarms.add(np.array([[value, 1 - value], [value, np.nan]]))]
+    assert not found
 
 
 def test_rewards_that_are_not_trained_raise_no_alarm() -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
 from mmrl.advantage.constraint import Constraint
-from mmrl.advantage.types import Scored
+from mmrl.advantage.types import Floats, Scored
 from mmrl.components import build
+from mmrl.compose.transform import Seen, Transform
 from mmrl.config.dump import dump
 from mmrl.config.resolve import load
 from mmrl.errors import ConfigError, UserError
 from mmrl.objective.objective import Objective
 from mmrl.reward import Reward, RewardSet, Use
-from mmrl.rollout import OK, SKIPPED, Prompt, Sample
+from mmrl.rollout import OK, SKIPPED, Prompt, Sample, Scores
 
 NAN = float("nan")
 GROUP = np.array([0, 0, 1, 1])
@@ -117,6 +118,23 @@ def test_a_transform_that_makes_no_number_is_refused() -> None:
     scores = rewards.score(samples(a=[1, 1, 1, 1]))
     with pytest.raises(UserError, match="transform Endless of reward 'a' made"), np.errstate(divide="ignore"):
         rewards.total(scores, GROUP)
+
+
+def test_a_transform_that_writes_into_scores_is_stopped() -> None:
+    class Writes(Transform):
+        into: Literal["own", "others"]
+
+        def __call__(self, values: Floats, seen: Seen) -> Floats:
+            given = values if self.into == "own" else seen.scores["a"]
+            given -= 1
+            return values
+
+    for into in ("own", "others"):
+        rewards = RewardSet({"a": Use(Told(key="a"), 1.0, (Writes(into=into),))})
+        scores = Scores(("a",), np.ones((2, 1)), np.zeros((2, 1), dtype=np.int64))
+        with pytest.raises(ValueError, match="read-only"):
+            rewards.total(scores, [0, 0])
+        assert scores.values.tolist() == [[1.0], [1.0]]
 
 
 def test_what_transforms_remember_survives_json_and_is_logged() -> None:

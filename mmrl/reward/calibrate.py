@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
-from mmrl.components import build
 from mmrl.errors import UserError
 from mmrl.image import read_image
 from mmrl.options import unknown_key
-from mmrl.reward.base import Failed, Reward, set_up
+from mmrl.reward.base import Failed, Reward
 from mmrl.reward.combined import RewardSet
+from mmrl.reward.named import named
 from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rollout import OK, Prompt, Sample
 from mmrl.terminal import show_line
@@ -40,9 +39,10 @@ def read_pairs(path: Path) -> list[Pair]:
     """Pairs of a JSON-lines file: `prompt`, optionally `media` and `target`, `a` and `b` with `text`, `image` or `video` (files beside
     it), and `better`: a, b or tie. Raises UserError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold other line ends
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"{path}: cannot be read ({why})") from None
     found = [
         _pair(line, f"{path}:{number}", path.parent, number) for number, line in enumerate(lines, 1) if line.strip()
     ]
@@ -61,9 +61,12 @@ def _pair(line: str, where: str, folder: Path, number: int) -> Pair:
     other = sorted(record.keys() - {"prompt", "a", "b", "better", "media", "target"})
     if other:
         raise UserError(f"{where}: {unknown_key(other[0], ['prompt', 'a', 'b', 'better', 'media', 'target'])}")
-    if record["better"] not in BETTER:
+    if record["better"] not in list(BETTER):
         raise UserError(f"{where}: better is {record['better']!r}; expected one of: {', '.join(BETTER)}")
-    media = tuple(str(folder / one) for one in record.get("media", ()))
+    given = record.get("media", [])
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise UserError(f"{where}: media is {given!r}; expected a list of files")
+    media = tuple(str(folder / one) for one in given)
     prompt = Prompt(str(number), str(record["prompt"]), media=media, target=record.get("target"))
     a, b = (_candidate(record[key], prompt, f"{where}: {key}", folder) for key in ("a", "b"))
     return Pair(a, b, BETTER[record["better"]])
@@ -72,6 +75,11 @@ def _pair(line: str, where: str, folder: Path, number: int) -> Pair:
 def _candidate(value: Any, prompt: Prompt, where: str, folder: Path) -> Sample:
     if not isinstance(value, dict) or not value or value.keys() - {"text", "image", "video"}:
         raise UserError(f"{where}: got {value!r}; expected an object with text, image or video")
+    for key, one in value.items():
+        if not isinstance(one, str):
+            raise UserError(
+                f"{where}: {key} is {one!r}; expected {'a text' if key == 'text' else 'the name of a file'}"
+            )
     images = (read_image(folder / value["image"]),) if "image" in value else ()
     video = read_clip(folder / value["video"], None, None)[0] if "video" in value else None
     return Sample(prompt, text=value.get("text"), images=images, video=video)
@@ -137,8 +145,7 @@ SAID = {
 def run(name: str, options: Mapping[str, Any], path: Path, console: Console) -> None:
     """Show how a reward judges the labelled pairs of `path`. Raises UserError for a file or a reward that cannot be used."""
     pairs = read_pairs(path)
-    reward: Reward = build("reward", {**options, "name": name}, Path.cwd())
-    set_up(reward, f"reward '{name}'", torch.device("cpu"))
+    reward = named(name, options)
     found = verdicts(reward, pairs)
     show_line(console, f"{name} on {len(pairs)} pairs of {path}")
     for key, (value, number) in measured(pairs, found).items():

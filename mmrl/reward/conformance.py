@@ -8,20 +8,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from mmrl.components import build
-from mmrl.errors import UserError, line_of, one_line
-from mmrl.options import complaints
-from mmrl.reward.base import Need, Reward, bounds, set_up
+from mmrl.errors import line_of, one_line
+from mmrl.reward.base import Need, Reward, bounds
 from mmrl.reward.combined import RewardSet
 from mmrl.reward.made_up import broken, digest, made_up
+from mmrl.reward.named import named
 from mmrl.reward.pairwise import PairwiseReward
 from mmrl.rollout import OK, Sample, Scores
 from mmrl.terminal import show_line
@@ -50,13 +47,7 @@ def run(
 
     Raises UserError for a name or options that mean no reward.
     """
-    try:
-        built: Reward = build("reward", {**options, "name": reward}, Path.cwd())
-    except ValidationError as error:
-        found = complaints(error, BaseModel, options)
-        told = "; ".join(f"{'.'.join(map(str, one.loc))}: {one.text}".removeprefix(": ") for one in found)
-        raise UserError(f"reward '{reward}': {told}") from None
-    set_up(built, f"reward '{reward}'", torch.device("cpu"))
+    built = named(reward, options)
     fine = True
     for check in checks(built, made_up(size, target, prompt)):
         fine &= check.ok is not False

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mmrl.cli import app
 from mmrl.errors import UserError
 from mmrl.reward import Failed, Reward
-from mmrl.reward.calibrate import measured, read_pairs, verdicts
+from mmrl.reward.calibrate import measured, read_pairs, run, verdicts
 from mmrl.reward.pairwise import PairwiseReward, Verdict
 from mmrl.rollout import Sample
 
@@ -91,3 +92,36 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["reward", "calibrate", "mine.py:length", str(written(tmp_path, ROWS))])
     assert result.exit_code == 0, result.output
     assert "agrees with the label: 0.500 +- 0.250 of 4" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"better": ["a"]}, r"better is \['a'\]; expected one of: a, b, tie"),
+        ({"a": {"text": 1}}, "a: text is 1; expected a text"),
+        ({"a": {"image": 1}}, "a: image is 1; expected the name of a file"),
+        ({"media": "abc"}, "media is 'abc'; expected a list of files"),
+    ],
+)
+def test_a_pair_of_other_types_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"prompt": "p", "a": {"text": "x"}, "b": {"text": "y"}, "better": "a"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row | change))
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:1: {message}$"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_other_line_ends_are_text_and_other_encodings_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    row = {"prompt": "p", "a": {"text": "x\u2028y"}, "b": {"text": "y"}, "better": "a"}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert [pair.a.text for pair in read_pairs(file)] == ["x\u2028y"]
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="it is not UTF-8"):
+        read_pairs(file)
+
+
+def test_options_that_do_not_fit_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def mine(samples, channel: int = 0):\n    return [0 for _ in samples]\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^reward 'mine\.py:mine': channel: got 'red'; input should be a valid integer"):
+        run("mine.py:mine", {"channel": "red"}, written(tmp_path, ROWS), Console())

@@ -70,9 +70,9 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("place", ["text", "prompt", "target", "fact", "item"])
-def test_nothing_that_is_judged_leaves_its_block(attack: str, place: str, serve: Serve) -> None:
+def test_nothing_that_is_judged_leaves_its_block(place: str, serve: Serve) -> None:
+    attack = "\n".join(ATTACKS)
     server = serve(lambda body: '{"holds": [true, true]}')
     told = {name: attack if name == place else "plain" for name in ("text", "prompt", "target", "fact", "item")}
     meta = {"facts": [told["fact"], "two"], "rubric": [{"text": told["item"]}, {"text": "two"}]}
@@ -83,7 +83,7 @@ def test_nothing_that_is_judged_leaves_its_block(attack: str, place: str, serve:
     for body in server.bodies:
         assert [message["role"] for message in body["messages"]] == ["system", "user"]
         system, shown = body["messages"][0]["content"], user_text(body)
-        assert attack not in system
+        assert not any(one in system for one in ATTACKS)
         for name in ("prompt", "reference", "statements", "response"):
             assert shown.count(f"<{name}>") == shown.count(f"</{name}>") == 1
         bare = re.sub(r"</?(?:prompt|reference|statements|response)>", "", shown)

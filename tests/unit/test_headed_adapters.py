@@ -71,6 +71,7 @@ def test_adapters_alone_score_as_the_whole_does(layouts: Any) -> None:
     for options in ({"file": "checkpoint-2/adapter_model.safetensors"}, {"path": str(folder / "checkpoint-2")}):
         found = align(options.pop("path", folder), tiny, of="ta", **options).score(filmed()[:1])
         assert found == pytest.approx(whole, rel=1e-5, abs=1e-5)
+    assert align(folder / "checkpoint-2" / "adapter_model.safetensors", tiny)._model is not None
     (sample,) = filmed()[:1]
     assert sample.video is not None
     shown = torch.from_numpy(sized_frames(sample.video[frame_numbers(8, 4, 2.0)], 28, 784, PIXELS)).permute(0, 3, 1, 2)

@@ -177,6 +177,17 @@ def test_bfloat16_rounds_the_frequencies_as_the_originals_do(hpsv3: Any) -> None
     assert turns.inv_freq.tolist() == [float(one.bfloat16()) for one in exact] != exact.tolist()
 
 
+@pytest.mark.parametrize("dtype, close", [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_odd_sizes_and_long_prompts_are_the_same_in_a_batch(hpsv3: Any, dtype: str, close: float) -> None:
+    tiny, folder, _ = hpsv3
+    reward = ready(HpsV3, path=str(folder), base=tiny.base, pixels=PIXELS, dtype=dtype)
+    shown = [("a", (1, 1)), ("b " * 200, (29, 300)), ("", (3, 590))]
+    rows = [Sample(Prompt(text, text), images=(picture(7, *shape),)) for text, shape in shown]
+    assert reward.score(rows) == pytest.approx([reward.score([one])[0] for one in rows], rel=close, abs=close)
+    with pytest.raises(ValueError, match="aspect ratio"):
+        reward.score([Sample(Prompt("strip", "x"), images=(picture(7, 2, 402),))])
+
+
 def test_videos_by_hpsv3(hpsv3: Any) -> None:
     tiny, folder, _ = hpsv3
     options = {"path": str(folder), "base": tiny.base, "pixels": PIXELS}
@@ -406,6 +417,27 @@ def test_frames_are_sized_as_the_reference_does() -> None:
         wanted = functional.resize(frames, list(sides), interpolation=InterpolationMode.BICUBIC, antialias=True)
         found = sized_frames(video, 28, 128 * 28 * 28, 200704)
         assert np.array_equal(found, wanted.permute(0, 2, 3, 1).numpy())
+
+
+def test_video_patches_are_the_frames_normalised(video_align: Any) -> None:
+    """Pairs of frames, squares of 2 x 2 patches, then channel, frame, row, column; mean and deviation of CLIP."""
+    tiny, folder, _, _ = video_align
+    reward = ready(VideoAlign, path=str(folder), base=tiny.base, min_pixels=784)
+    frames = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
+    found = encode(reward._processor, [Row("x", (), frames)], CPU)
+    assert found["video_grid_thw"].tolist() == [[2, 2, 4]]
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    row = 0
+    for t in range(2):
+        for square in range(2):
+            for i in range(2):
+                for j in range(2):
+                    part = frames[2 * t : 2 * t + 2, 14 * i : 14 * i + 14, 28 * square + 14 * j :][:, :, :14]
+                    flat = [(float(part[f, y, x, c]) / 255 - mean[c]) / std[c]
+                            for c in range(3) for f in range(2) for y in range(14) for x in range(14)]  # fmt: skip
+                    assert found["pixel_values_videos"][row].tolist() == pytest.approx(flat, abs=1e-5)
+                    row += 1
+    assert row == len(found["pixel_values_videos"])
 
 
 def test_rows_are_padded_on_the_right(hpsv3: Any) -> None:

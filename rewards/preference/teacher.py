@@ -136,8 +136,8 @@ class VqaScore(Teacher):
 class PromptEcho(Teacher):
     """PromptEcho: mean log-prob of the prompt as a frozen vision-language model's description of the picture.
 
-    Source: Jiang et al. 2026 (arXiv 2604.12652). Only the prompt's own tokens count, not those of the template. With `baseline` the same without the picture's content (a grey
-    picture of its size) is subtracted, which takes away how likely the words are by themselves.
+    Source: Jiang et al. 2026 (arXiv 2604.12652). Only the prompt's own tokens count, not those of the template. With `baseline` the same
+    without the picture's content (a grey picture of its size) is subtracted, which takes away how likely the words are by themselves.
     """
 
     range = (None, None)

@@ -21,7 +21,6 @@ from mmrl.config.resolved import (
     ResolvedStage,
     ResolvedSupervised,
 )
-from mmrl.direct import DirectWork
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
 from mmrl.evaluate import Evaluation, chance, evaluate, evaluation_draws
@@ -29,13 +28,16 @@ from mmrl.folder import RunFolder, write_json
 from mmrl.meter import Meter
 from mmrl.optim import Optimization
 from mmrl.policy import Policy
-from mmrl.preference import PreferenceWork
 from mmrl.replay import kept
 from mmrl.report.shots import save_pictures
 from mmrl.reward import RewardSet, Use
 from mmrl.rollout import Prompt
 from mmrl.seeding import derive_seed
-from mmrl.stages import RLWork, SupervisedWork, Work, readable
+from mmrl.stages.direct import DirectWork
+from mmrl.stages.preference import PreferenceWork
+from mmrl.stages.rl import RLWork
+from mmrl.stages.supervised import SupervisedWork
+from mmrl.stages.work import Work, readable
 from mmrl.tracking import Tracking
 
 

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 
 from mmrl.advantage.types import Floats, Ints
 from mmrl.config.schema import KeepSection
-from mmrl.curriculum.rounds import PARTS, Round, Table
 from mmrl.distributed import Group
 from mmrl.errors import UserError
 from mmrl.folder import write_json, write_text
 from mmrl.replay.sample_files import files_of, read_sample, write_sample
 from mmrl.rollout import STATUS_NAMES, Sample
+from mmrl.stages.rounds import PARTS, Round, Table
 
 FOLDER = "kept"
 """Below a run's folder; in it a folder per stage."""

@@ -11,13 +11,13 @@ from mmrl.advantage.history import History
 from mmrl.advantage.types import Floats, Ints, Scored
 from mmrl.config.schema import RLStage
 from mmrl.curriculum.refill import admitted
-from mmrl.curriculum.rounds import Table
 from mmrl.errors import UserError
 from mmrl.objective.measure import is_per_step
 from mmrl.objective.objective import Objective
 from mmrl.replay.kept import Kept
 from mmrl.reward import RewardSet
 from mmrl.rollout import Scores
+from mmrl.stages.rounds import Table
 
 CLOSE = 1e-9
 """Advantages of a group alone and among others that differ by no more (relative) are the same."""

@@ -29,7 +29,7 @@ from mmrl.optim import Optimization
 from mmrl.reward import RewardSet
 from mmrl.rollout import Prompt, Sample
 from mmrl.seeding import derive_seed
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 PHASES = ("rollout", "reward", "update")
 CLIP, LEVEL, LR = 1e-4, 0.7, 3e-4
@@ -206,7 +206,7 @@ def main() -> None:
     policy = components.build("policy", {"name": "tiny_sd3"})
     policy.load(torch.device("cpu"))
     policy.prepare(project.stage.train, False)
-    prompts = [draw.prompt for draw in project.work.sampler.draws(0)[:: options.group]]
+    prompts = [draw.prompt for draw in project.work.collector.sampler.draws(0)[:: options.group]]
     plain = PlainLoop(policy, prompts, options.group, options.steps, options.batch, RewardSet(project.stage.rewards))
     sides: dict[str, Callable[[int], dict[str, float]]] = {"mmrl": project.iterate, "plain": plain.iterate}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

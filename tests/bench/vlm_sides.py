@@ -123,7 +123,7 @@ def run_mmrl(options: argparse.Namespace, turns: Turns) -> None:
     from mmrl.distributed import Group
     from mmrl.meter import Meter
     from mmrl.optim import Optimization
-    from mmrl.stages import RLWork
+    from mmrl.stages.rl import RLWork
     from mmrl.vlm.models import TinyQwen3VL
     from mmrl.vlm.policy import VlmPolicy
 

@@ -113,8 +113,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_reward_that_is_not_finite_stops_the_run() -> None:
-    from mmrl.direct import DirectWork
     from mmrl.meter import Meter
+    from mmrl.stages.direct import DirectWork
 
     class Broken(Colour):
         def score_tensor(self, images: Any, prompts: Any) -> Any:

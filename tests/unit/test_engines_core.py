@@ -9,12 +9,12 @@ import pytest
 from toy_policy import FakeGroup, SharedMail, ToyPolicy, gradients, stage, work
 
 from mmrl.advantage.group import DrAdvantage
-from mmrl.engine import UNCORRECTED
 from mmrl.errors import RunError, UserError
 from mmrl.meter import Meter
 from mmrl.objective.correction import Tis
 from mmrl.objective.objective import Objective
-from mmrl.stages import RLWork
+from mmrl.stages.engine import UNCORRECTED
+from mmrl.stages.rl import RLWork
 
 
 class Published(ToyPolicy):

@@ -26,7 +26,7 @@ from mmrl.replay import kept
 from mmrl.replay.kept import Kept, due, read, steps, write
 from mmrl.replay.plain import plain, unplain
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 values = st.recursive(

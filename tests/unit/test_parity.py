@@ -16,7 +16,7 @@ from mmrl.errors import RunError
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
 from mmrl.rollout import Chunk, Prompt, Rollout
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 
 @pytest.fixture(scope="module")

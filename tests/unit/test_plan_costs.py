@@ -16,7 +16,7 @@ from mmrl.config.resolve import Resolved, load
 from mmrl.meter import Meter
 from mmrl.reward import RewardSet
 from mmrl.rollout import Scores
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
 SMALL = ["policy.layers=1", "policy.heads=2", "policy.head_dim=16", "stages.rl.prompts_per_step=2"]
@@ -83,7 +83,7 @@ class Counted:
     def iteration(self, number: int) -> tuple[float, float]:
         """Rows per image of the rollout, and of what follows until the weights would move."""
         self.rows, meter, before = 0, Meter(), 0
-        rollout = self.work._rollout
+        rollout = self.work.collector._rollout
 
         def watched(*options: Any) -> Any:
             nonlocal before
@@ -91,11 +91,11 @@ class Counted:
             before = self.rows
             return found
 
-        self.work._rollout = watched  # type: ignore[method-assign]
+        self.work.collector._rollout = watched  # type: ignore[method-assign]
         for update in self.work.updates(number, meter):
             for loss in update or ():
                 loss.backward()
-        self.work._rollout = rollout  # type: ignore[method-assign]
+        self.work.collector._rollout = rollout  # type: ignore[method-assign]
         images = self.work.samples_per_step
         return before / images, (self.rows - before) / images
 
@@ -111,3 +111,53 @@ def test_printed_passes_are_those_that_are_made(name: str) -> None:
         assert min(found) >= low - 1e-3 and max(found) <= high + 1e-3, (bounds, made)
         if len(iterations) == max(iterations) + 1:
             assert (min(found), max(found)) == pytest.approx((low, high), abs=1e-3)
+
+
+WRITES = """
+policy: {name: tiny_qwen3vl}
+stages:
+  rl:
+    kind: rl
+    steps: 2
+    prompts: {name: puzzles, mixture: [{kind: count_shapes, level: 1, size: 56}], number: 4}
+    prompts_per_step: 2
+    group_size: 4
+    rollout: {max_new_tokens: 3}
+    rewards: {right: {name: puzzle}}
+    objective:
+      advantage: {name: group, scale: group}
+      aggregate: token_mean
+    optimizer: {lr: 1e-4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "measuring", "said"),
+    [
+        ("surrogate={name: clip}", 0, "3 rollout, 1 update"),
+        ("surrogate={name: archer}", 1, "3 rollout, up to 1 measuring, 1 update"),
+        ("steps.select={name: entropy, fraction: 0.5}", 1, "3 rollout, up to 1 measuring, 1 update"),
+        ("shaping=[{name: vogue, start: 0.5, end: 0.5}]", 2.5, "3 rollout, up to 2.5 measuring, 1 update"),
+        ("shaping=[{name: vogue, start: 1, end: 0, token: 0}]", 3, "3 rollout, up to 1.5 to 3 measuring, 1 update"),
+    ],
+)
+def test_passes_that_measure_are_printed(tmp_path: Path, part: str, measuring: float, said: str) -> None:
+    """Replays before the update, per answer, held to those that are made in the first step."""
+    (tmp_path / "writes.yaml").write_text(WRITES)
+    resolved = load(str(tmp_path / "writes.yaml"), [f"stages.rl.objective.{part}"])
+    stage, policy = resolved.stages[0], resolved.policy
+    assert cost(stage, resolved).endswith(said)  # type: ignore[arg-type]
+    policy.load("cpu")
+    policy.prepare(stage.train, False)
+    work = RLWork(stage, policy, FakeGroup(), 0, lambda line: None)  # type: ignore[arg-type]
+    work.parity_checked = True
+    rows, replay = 0, policy.replay
+
+    def counted(rollout: Any, chunk: Any, *rest: Any) -> Any:
+        nonlocal rows
+        rows += len(chunk.rows)
+        return replay(rollout, chunk, *rest)
+
+    object.__setattr__(policy, "replay", counted)
+    next(iter(work.updates(0, Meter())))
+    assert rows / work.samples_per_step == measuring

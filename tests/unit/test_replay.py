@@ -38,15 +38,16 @@ from mmrl.errors import ConfigError, UserError
 from mmrl.folder import RunFolder
 from mmrl.meter import Meter
 from mmrl.objective.objective import Objective
-from mmrl.replay.compare import Replay, Replayed, same, show, write
 from mmrl.replay.kept import Kept, read, steps
 from mmrl.replay.kept import write as write_kept
+from mmrl.replay.output import show, write
+from mmrl.replay.replayed import Replay, Replayed, same
 from mmrl.replay.rescore import Rescored, Rescorer
 from mmrl.replay.shift import changed_most, flips, rank_correlation, shift
 from mmrl.report.moved import draw_moved
 from mmrl.reward import Failed, RewardSet, Use
 from mmrl.rollout import FAILED, OK, Sample
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 
 class Length(Ones):

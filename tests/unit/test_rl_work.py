@@ -286,10 +286,10 @@ def test_dcpo_remembers_prompts_over_steps_and_a_resume() -> None:
     second.load_state(json.loads(json.dumps(first.state())))
     tail = run_steps(second, policy, range(3, 6))
     forgetful, policy = new()
-    forgetful.draws.load_state(first.state()["sampler"])
+    forgetful.collector.draws.load_state(first.state()["sampler"])
     for got, want in zip(head + tail, straight, strict=True):
         np.testing.assert_array_equal(got, want)
-    assert max(past.visits for past in whole.history.of.values()) == 3
+    assert max(past.visits for past in whole.collector.history.of.values()) == 3
     other = run_steps(forgetful, policy, range(3, 6))
     assert any(not np.array_equal(a, b) for a, b in zip(other, tail, strict=True))
 

@@ -71,8 +71,8 @@ def test_a_step_that_ends_early_gives_up_what_waits() -> None:
     doing = work(policy, own)
     with pytest.raises(KeyboardInterrupt):
         list(doing.updates(0, Meter()))
-    assert doing.scorer.pool is not None
-    doing.scorer.pool.shutdown()
+    assert doing.collector.scorer.pool is not None
+    doing.collector.scorer.pool.shutdown()
     assert told.is_set() and Waits.calls == 1
 
 
@@ -128,7 +128,7 @@ class Breaks(Ones):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_first_failure_of_a_strict_reward_ends_the_run_on_every_rank(parts: int) -> None:
     mail, said = SharedMail(2), ["", ""]
-    (first,) = (draw.prompt.id for draw in work(ToyPolicy(), stage(Objective(DrAdvantage()))).sampler.draws(0)[:1])
+    (first,) = (draw.prompt.id for draw in work(ToyPolicy(), stage(Objective(DrAdvantage()))).collector.sampler.draws(0)[:1])
 
     def rank(number: int, strict: bool) -> None:
         policy, own = ToyPolicy(), stage(Objective(DrAdvantage()), rollout_parts=parts)

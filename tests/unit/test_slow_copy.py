@@ -112,7 +112,7 @@ def test_it_moves_every_so_many_updates_whatever_the_steps_and_after_resuming() 
     def followed(first: int, last: int) -> list[list[float]]:
         policy = ToyPolicy()
         own = work(policy, stage(objective, updates_per_rollout=2, epochs=2))
-        own.draws.index = first
+        own.collector.draws.index = first
         found = []
         for step in range(first, last):
             policy.followed = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmrl.errors import RunError, UserError
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
-from mmrl.stages import readable
+from mmrl.stages.work import readable
 from mmrl.vlm.distribution import TokenDistributions, kl_divergence
 from mmrl.vlm.models import TinyQwen3VL
 from mmrl.vlm.plan import VlmPlan, VlmSampling

@@ -26,7 +26,7 @@ from mmrl.distributed import Group
 from mmrl.objective.objective import Objective
 from mmrl.reward import Reward
 from mmrl.rollout import Chunk, Draw, Prompt, Rollout, Sample, StepOutput
-from mmrl.stages import RLWork
+from mmrl.stages.rl import RLWork
 
 WORDS, STEPS = 4, 5
 LIGHT = {"original": 1.0, "masked": 0.0, "perturbed": 0.9, "noisy": 0.5}

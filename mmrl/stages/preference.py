@@ -16,7 +16,7 @@ from mmrl.meter import Meter
 from mmrl.objective.preference import margin, preference_loss
 from mmrl.policy import Policy
 from mmrl.rollout import Sample
-from mmrl.stages import Updates
+from mmrl.stages.work import Updates
 
 
 class PreferenceWork:

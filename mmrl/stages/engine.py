@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from mmrl.curriculum.rounds import Round
 from mmrl.distributed import Group
 from mmrl.errors import RunError
 from mmrl.meter import Meter
 from mmrl.objective.correction import Correction
+from mmrl.stages.rounds import Round
 
 FAR = 0.05
 """Mean |log-prob - the engine's| above which engine and trainer are hardly one model."""

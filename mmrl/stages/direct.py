@@ -15,7 +15,7 @@ from mmrl.meter import Meter
 from mmrl.policy import Policy
 from mmrl.sampler import GroupSampler
 from mmrl.seeding import derive_seed
-from mmrl.stages import Updates, readable
+from mmrl.stages.work import Updates, readable
 
 
 class DirectWork:

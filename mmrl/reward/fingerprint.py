@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
+from datetime import date
+from decimal import Decimal
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -60,14 +64,20 @@ def preprocessing(reward: Reward) -> str:
 def _facts(reward: Reward) -> list[str]:
     kind = type(reward)
     options = {name: _plain(getattr(reward, name)) for name in type(reward).model_fields}
-    code = [kind, *(value for _, value in reward if inspect.isfunction(value))]
+    code = [kind, *(value for _, value in reward if callable(value) and not isinstance(value, BaseModel))]
     named = [
-        f"{kind.__module__}.{kind.__qualname__}",
+        _named(kind),
         reward.revision,
         reward.elsewhere(),
         json.dumps(options, sort_keys=True),
     ]
     return named + [hashlib.sha256(_source(one)).hexdigest() for one in code]
+
+
+def _named(one: Any) -> str:
+    """Module and name of a class or function; of one in a user's file without the hash of the file's place, which may move."""
+    module = re.sub(r"^(mmrl_user_.*)_[0-9a-f]{8}$", r"\1", str(one.__module__))
+    return f"{module}.{one.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
@@ -84,12 +94,16 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    named = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    if isinstance(value, bytes | PurePath | Enum | Decimal | date):
+        return repr(value)
+    return _named(value if isinstance(value, type) or inspect.isroutine(value) else type(value))
 
 
 def _source(code: Any) -> bytes:
     """The file that a class or function was written in; nothing for one that was made elsewhere."""
+    code = inspect.unwrap(code)
+    if not isinstance(code, type) and not inspect.isroutine(code):  # an object that can be called
+        code = type(code)
     try:
         return Path(inspect.getfile(code)).read_bytes()
     except (TypeError, OSError):

@@ -62,6 +62,8 @@ def test_a_run_names_its_rewards_and_is_not_resumed_with_others(tmp_path: Path) 
     assert json.loads(folder.rewards.read_text()) == found
     record_rewards(other, folder, group, resume=False)
     assert json.loads(folder.rewards.read_text()) != found
+    mine = [fingerprint(one.stages[0].rewards["own"].reward) for one in (first, same, other)]
+    assert mine[0] == mine[1] != mine[2]  # a file that moved is the same, one that changed is not
     assert fingerprint(first.stages[0].rewards["dense"].reward) == fingerprint(same.stages[0].rewards["dense"].reward)
 
 
@@ -105,6 +107,10 @@ class Weighs(Reward):
         return [0.0 for _ in samples]
 
 
+class Files(Weighs):
+    file: Path
+
+
 class Texts(Weighs):
     words: set[str]
 
@@ -121,5 +127,26 @@ def test_weights_options_and_a_model_elsewhere_are_part_of_a_fingerprint() -> No
     assert len({before, changed, fingerprint(reward)}) == 3
     texts = Texts(words={"b", "a", "c"}), Texts(words={"c", "b", "a"})
     assert fingerprint(texts[0]) == fingerprint(texts[1]) != fingerprint(Texts(words={"a"}))
+    paths = [Files(file=Path(name)) for name in ("a", "b", "a")]
+    assert fingerprint(paths[0]) == fingerprint(paths[2]) != fingerprint(paths[1])
     options = [build("reward", {"name": "shapes", "mode": mode}) for mode in ("dense", "strict")]
     assert fingerprint(options[0]) != fingerprint(options[1])
+
+
+def test_the_code_behind_a_decorator_or_an_object_is_part_of_a_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "deco.py").write_text(
+        "import functools\ndef loud(f):\n    return functools.wraps(f)(lambda *a, **k: f(*a, **k))\n"
+    )
+    found = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "mine.py").write_text(
+            f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom deco import loud\nsys.path.pop(0)\n"
+            f"@loud\ndef wrapped(samples):\n    return [{number} for _ in samples]\n"
+            f"class Kind:\n    def __call__(self, samples):\n        return [{number} for _ in samples]\nobject = Kind()\n"
+        )
+        found.append(
+            [fingerprint(build("reward", {"name": f"mine.py:{one}"}, folder)) for one in ("wrapped", "object")]
+        )
+    assert found[0][0] != found[1][0] and found[0][1] != found[1][1]

@@ -126,8 +126,22 @@ def set_up_rewards(resolved: Resolved, device: torch.device) -> None:
 
 
 def record_rewards(resolved: Resolved, folder: RunFolder, group: Group, resume: bool) -> None:
-    """Write which models score to rewards.json; collective. Raises RunError where a run that goes on would get others."""
+    """Write which models score to rewards.json; collective. Raises RunError where a run that goes on would get others, or where
+    what scores elsewhere (a judge, a server) is not the same for every process."""
+    told = {
+        f"{place}.{name}": use.reward.elsewhere()
+        for place, uses in _rewards(resolved).items()
+        for name, use in uses.items()
+    }
+    every = group.gather(told)
+    apart = [(key, rank) for key in told for rank, one in enumerate(every) if one[key] != every[0][key]]
     problem: Exception | None = None
+    if apart:
+        key, rank = apart[0]
+        problem = RunError(
+            f"{key}: process 0 is answered by {every[0][key]!r} and process {rank} by {every[rank][key]!r}; give both the same"
+        )
+    group.raise_together(problem)
     if group.main:
         try:
             _record(resolved, folder, resume)

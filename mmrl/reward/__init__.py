@@ -1,5 +1,5 @@
-"""Rewards: what an author writes (`base`, `pairwise`), what a run makes of it (`scored`, `combined`, `beside`), and whether a reward
-keeps its promises (`conformance`, `calibrate`)."""
+"""Rewards: what an author writes (`base`, `pairwise`), what a run makes of it (`scored`, `parts`, `combined`, `beside`), which model it
+is (`fingerprint`), and whether it keeps its promises (`conformance` on `made_up` samples, `calibrate`; `named` on the command line)."""
 
 from mmrl.reward.base import Failed, Graded, Need, Reward, Scope, lacking, rgb, set_up
 from mmrl.reward.combined import RewardSet, Use, graded

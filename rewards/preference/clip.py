@@ -138,7 +138,7 @@ class OpenClipSimilarity(Similarity):
         open_clip = _open_clip()
         if self.architecture not in open_clip.list_models():
             raise UserError(f"open_clip has no architecture '{self.architecture}'")
-        model = self.make(open_clip)
+        model: Any = self.make(open_clip)
         self._tokenizer = open_clip.get_tokenizer(self.architecture)
         self._form = self.form(model.visual.preprocess_cfg)
         return model.to(DTYPES[self.dtype])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +63,9 @@ def form_of(path: str, revision: str | None, size: int) -> Form:
     """What `preprocessor_config.json` of a CLIP says. Raises UserError where it is not there, or says another size, interpolation or crop."""
     from transformers import CLIPImageProcessor
 
+    kind: Any = CLIPImageProcessor
     try:
-        found = CLIPImageProcessor.from_pretrained(path, revision=revision)
+        found = kind.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(
             f"'{path}' has no preprocessor_config.json that can be read: {str(error).splitlines()[0]}"

@@ -12,9 +12,16 @@ from PIL import Image
 from mmrl.errors import UserError
 from mmrl.rewards.preference.base import pretrained
 
+OTHER_NAMES = {
+    "computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard", "motorcycle": "motorbike",
+    "airplane": "aeroplane", "couch": "sofa", "potted plant": "pottedplant", "dining table": "diningtable", "tv": "tvmonitor",
+}  # fmt: skip
+"""GenEval's names of COCO classes, and what else checkpoints call them."""
+
 
 class Detection(NamedTuple):
-    """An object: class name, box (x0, y0, x1, y1) in pixels, how sure, and its mask `(H, W)` bool where there is one."""
+    """An object: class name, box (x0, y0, x1, y1) in pixels (its right and lower edge outside), how sure, and its mask `(H, W)`
+    bool where there is one."""
 
     kind: str
     box: tuple[float, float, float, float]
@@ -32,7 +39,7 @@ class Detector(Protocol):
 
 
 class Mask2Former:
-    """Instance segmentation with fixed classes (COCO): `Mask2FormerForUniversalSegmentation`."""
+    """Instance segmentation with fixed classes (COCO): `Mask2FormerForUniversalSegmentation`. Classes go by GenEval's names too."""
 
     def __init__(self, path: str, revision: str | None, threshold: float, device: torch.device) -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
@@ -44,6 +51,9 @@ class Mask2Former:
         self.model.to(device).eval().requires_grad_(False)
         self.processor = AutoImageProcessor.from_pretrained(path, revision=revision)
         self.names = {int(key): str(name) for key, name in self.model.config.id2label.items()}
+        own = set(self.names.values())
+        asked = {OTHER_NAMES[kind]: kind for kind in OTHER_NAMES if kind not in own and OTHER_NAMES[kind] in own}
+        self.names = {key: asked.get(name, name) for key, name in self.names.items()}
 
     def detect(self, pictures: Sequence[np.ndarray], kinds: Sequence[Sequence[str]]) -> list[list[Detection]]:
         known = set(self.names.values())
@@ -68,7 +78,7 @@ class Mask2Former:
             if not mask.any():
                 continue
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = (float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1]))
+            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
             objects.append(Detection(self.names[segment["label_id"]], box, float(segment["score"]), mask))
         return sorted(objects, key=lambda one: -one.score)
 
@@ -94,9 +104,12 @@ class Owl:
             (one,) = self.processor.post_process_grounded_object_detection(
                 output, threshold=self.threshold, target_sizes=[picture.shape[:2]]
             )
+            height, width = picture.shape[:2]
+            boxes = one["boxes"].cpu().numpy().clip(0, [width, height, width, height]).tolist()
             objects = [
-                Detection(names[int(label)], (box[0], box[1], box[2], box[3]), float(score))
-                for box, score, label in zip(one["boxes"].tolist(), one["scores"], one["labels"], strict=True)
+                Detection(names[int(label)], (x0, y0, x1, y1), float(score))
+                for (x0, y0, x1, y1), score, label in zip(boxes, one["scores"], one["labels"], strict=True)
+                if x0 < x1 and y0 < y1  # else it lies in the padding that makes the picture square
             ]
             found.append(sorted(objects, key=lambda item: -item.score))
         return found

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, layer_norm
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from mmrl.reward import Reward
 from mmrl.rewards.preference.base import DTYPES, pretrained
-from mmrl.rewards.preference.pixels import cropped, normalised
+from mmrl.rewards.preference.pixels import normalised
 from mmrl.rollout import Sample
 from mmrl.video import spread
 
@@ -24,7 +26,8 @@ class Foresight(Reward):
     """Mean cosine between the features of a video's later part and what V-JEPA 2 predicts for them from its first part alone.
 
     The first part is encoded by itself, so that nothing of the future leaks into the prediction. Source: the physical-foresight reward
-    of MIND-V, on `VJEPA2Model`.
+    of MIND-V (its code of it is not published), on `VJEPA2Model`; features are layer-normalised, as those that V-JEPA 2 learned to
+    predict.
     """
 
     range = (-1.0, 1.0)
@@ -57,11 +60,16 @@ class Foresight(Reward):
         if len(sample.video) < self.frames:
             raise ValueError(f"the video has {len(sample.video)} frames, and foresight looks at {self.frames}")
         clip = np.stack([sample.video[k] for k in spread(len(sample.video), self.frames)])
-        pixels = torch.from_numpy(clip).to(self._device).permute(0, 3, 1, 2).float() / 255
-        size = int(self._model.config.crop_size)
-        return float(
-            agreement(self._model, normalised(cropped(pixels, size), IMAGENET_MEAN, IMAGENET_STD)[None], self.seen)
-        )
+        pixels = prepared(torch.from_numpy(clip).to(self._device), int(self._model.config.crop_size))
+        return float(agreement(self._model, pixels[None], self.seen))
+
+
+def prepared(frames: Tensor, size: int) -> Tensor:
+    """Uint8 frames `(T, H, W, 3)` as V-JEPA 2 takes them, `(T, 3, size, size)`: shortest side to 256/224 of `size` (bilinear), centre
+    crop, normalised."""
+    pixels = frames.permute(0, 3, 1, 2).float() / 255
+    small = F.resize(pixels, [int(size * 256 / 224)], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return normalised(F.center_crop(small, [size, size]), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def agreement(model: nn.Module, pixels: Tensor, seen: float) -> Tensor:
@@ -81,4 +89,4 @@ def agreement(model: nn.Module, pixels: Tensor, seen: float) -> Tensor:
     predicted = own.predictor(
         encoder_hidden_states=context, context_mask=[places[:, :known]], target_mask=[places[:, known:]]
     ).last_hidden_state
-    return cosine_similarity(predicted, actual[:, known:], dim=-1).mean(1)
+    return cosine_similarity(predicted, layer_norm(actual[:, known:], actual.shape[-1:]), dim=-1).mean(1)

@@ -6,6 +6,7 @@ Alone they are easily satisfied; beside a preference reward they keep a policy f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -62,15 +63,16 @@ class Motion(Reward):
     def _score(self, sample: Sample) -> float:
         video, fps = sample.video, sample.meta.get("fps")
         assert video is not None
-        if len(video) < 2 or not fps:
+        if len(video) < 2 or isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) < np.inf:
             raise ValueError(f"motion needs two frames or more and a frame rate, got {len(video)} frames at {fps} fps")
         pairs = np.unique(np.linspace(0, len(video) - 2, self.max_pairs).round().astype(int))
         frames = torch.stack(floats([video[k] for k in (*pairs, *(pairs + 1))], self._device))
-        frames = _sized(frames)
-        first, second = frames[: len(pairs)], frames[len(pairs) :]
-        length = self.flow(first, second).norm(dim=1).mean()
-        diagonal = float(np.hypot(*frames.shape[-2:]))
-        return min(1.0, float(length) / diagonal * float(fps) / self.enough)
+        sized = _sized(frames)
+        height, width = frames.shape[-2:]
+        shrink = torch.tensor([width / sized.shape[-1], height / sized.shape[-2]], device=self._device)
+        flow = self.flow(sized[: len(pairs)], sized[len(pairs) :]) * shrink[:, None, None]  # pixels of the video
+        length = float(flow.norm(dim=1).mean())
+        return float(np.minimum(length / np.hypot(height, width) * float(fps) / self.enough, 1.0))  # NaN stays NaN
 
 
 def _sized(frames: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from mmrl.reward import Graded, Reward, rgb
 from mmrl.rewards.preference.clip import ClipScore
 from mmrl.rewards.preference.pixels import floats
 from mmrl.rewards.visual.detector import Detection, Detector, load_detector
-from mmrl.rewards.visual.geneval import Found, judge
+from mmrl.rewards.visual.geneval import Found, Relation, iou, judge
 from mmrl.rollout import Prompt, Sample
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {kind}", "a photo of a {color}-colored {kind}", "a photo of a {color} object")
 GREY = 0x99
+RELATIONS = get_args(Relation)
 
 
 class GenEval(Reward):
@@ -39,11 +40,13 @@ class GenEval(Reward):
     hub_revision: str | None = None
     clip: str = "openai/clip-vit-large-patch14"
     threshold: float = Field(default=0.3, ge=0, le=1)
-    """Objects that the detector is less sure of are not there."""
+    """Objects count of which the detector is surer."""
     counting_threshold: float = Field(default=0.9, ge=0, le=1)
     """As `threshold`, for rows whose tag is counting."""
     most: int = Field(default=16, ge=1)
     """Objects of a class that are looked at."""
+    max_overlap: float = Field(default=1.0, gt=0, le=1)
+    """An object whose box has this IoU or more with that of a surer one of its class is taken for the same; 1: never."""
 
     _detector: Any = PrivateAttr(default=None)
     _clip: Any = PrivateAttr(default=None)
@@ -83,6 +86,17 @@ class GenEval(Reward):
                 raise ValueError(
                     f"the target of prompt '{prompt.id}' has a clause without class and count (1 or more): {clause}"
                 )
+        for number, clause in enumerate(row.get("include", ())):
+            color, position = clause.get("color"), clause.get("position")
+            if color is not None and color not in COLORS:
+                raise ValueError(
+                    f"the target of prompt '{prompt.id}' asks for color {color!r}; there is: {', '.join(COLORS)}"
+                )
+            if position is not None and not _is_position(position, number):
+                raise ValueError(
+                    f"the target of prompt '{prompt.id}' has position {position!r}; expected one of {', '.join(RELATIONS)}, and the "
+                    f"index of an earlier clause"
+                )
         return row
 
     def _verdict(self, picture: np.ndarray, row: Mapping[str, Any]) -> Any:
@@ -92,7 +106,9 @@ class GenEval(Reward):
         least = self.counting_threshold if row.get("tag") == "counting" else self.threshold
         objects: dict[str, list[Found]] = {kind: [] for kind in kinds}
         for one in self._detector.detect([picture], [kinds])[0]:
-            if one.kind not in objects or one.score < least or len(objects[one.kind]) == self.most:
+            if one.kind not in objects or one.score <= least or len(objects[one.kind]) == self.most:
+                continue
+            if self.max_overlap < 1 and any(iou(one.box, o.box) >= self.max_overlap for o in objects[one.kind]):
                 continue
             color = self._color(picture, one) if one.kind in colored else None
             objects[one.kind].append(Found(one.box, color))
@@ -101,11 +117,12 @@ class GenEval(Reward):
     @torch.inference_mode()
     def _color(self, picture: np.ndarray, one: Detection) -> str:
         """The colour whose captions fit the object best, what is around it being grey."""
-        x0, y0, x1, y1 = (round(side) for side in one.box)
-        crop = picture[max(0, y0) : y1 + 1, max(0, x0) : x1 + 1]
+        (height, width), (x0, y0, x1, y1) = picture.shape[:2], (max(0, round(side)) for side in one.box)
+        x0, y0 = min(x0, width - 1), min(y0, height - 1)
+        part = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))  # a pixel at least
+        crop = picture[part]
         if one.mask is not None:
-            inside = one.mask[max(0, y0) : y1 + 1, max(0, x0) : x1 + 1, None]
-            crop = np.where(inside, crop, np.uint8(GREY))
+            crop = np.where(one.mask[part][..., None], crop, np.uint8(GREY))
         image = self._clip.picture_features(floats([crop], self._clip._device))
         text = torch.stack([self._captions(color, one.kind) for color in COLORS])
         return COLORS[int((image @ text.T).argmax())]
@@ -113,3 +130,10 @@ class GenEval(Reward):
     def _captions(self, color: str, kind: str) -> Tensor:
         texts = [template.format(color=color, kind=kind) for template in TEMPLATES]
         return normalize(self._clip.text_features(texts).mean(0), dim=0)
+
+
+def _is_position(found: Any, number: int) -> bool:
+    """A relation, and the index of a clause before clause `number`."""
+    if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != 2 or found[0] not in RELATIONS:
+        return False
+    return isinstance(found[1], int) and not isinstance(found[1], bool) and 0 <= found[1] < number

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmrl.errors import UserError
 from mmrl.reward import RewardSet
-from mmrl.rewards.visual.foresight import Foresight, agreement
+from mmrl.rewards.visual.foresight import Foresight, agreement, prepared
 from mmrl.rewards.visual.motion import Motion, TemporalConsistency
 from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample
 from tests.unit.test_preference_models import tiny_clip
@@ -37,7 +37,11 @@ def tiny_vjepa(folder: Path) -> Path:
         pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=2, pred_mlp_ratio=2.0, pred_num_mask_tokens=1,
         num_pooler_layers=1, pred_zero_init_mask_tokens=False,
     )  # fmt: skip
-    VJEPA2Model(config).save_pretrained(folder)
+    model = VJEPA2Model(config)
+    with torch.no_grad():
+        model.encoder.layernorm.weight.normal_(1, 0.5)
+        model.encoder.layernorm.bias.normal_(0, 0.5)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -54,10 +58,10 @@ def test_foresight_sees_the_first_part_only(tmp_path: Path) -> None:
         known, total = seen.shape[1], out.shape[1]
         places = torch.arange(total)[None]
         guess = model.predictor(seen, [places[:, :known]], [places[:, known:]]).last_hidden_state
-    cosines = [
-        float(guess[0, k] @ out[0, known + k] / guess[0, k].norm() / out[0, known + k].norm())
-        for k in range(total - known)
-    ]
+    cosines = []
+    for k in range(total - known):
+        wanted = out[0, known + k] - out[0, known + k].mean()  # layer-normalised; the length does not matter
+        cosines.append(float(guess[0, k] @ wanted / guess[0, k].norm() / wanted.norm()))
     assert known * 2 == total and float(found.detach()) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     guesses = []
     for future in (pixels[:, 4:], torch.zeros_like(pixels[:, 4:])):  # the guess does not depend on what comes
@@ -74,6 +78,18 @@ def test_foresight_sees_the_first_part_only(tmp_path: Path) -> None:
         [video(clip(12)), video(clip(12, 1)), video(clip(4)), Sample(Prompt("p", "x"))]
     )
     assert scores.status[:, 0].tolist() == [OK, OK, FAILED, SKIPPED] and scores.values[0, 0] != scores.values[1, 0]
+
+
+def test_foresight_prepares_frames_as_the_reference_processor_does() -> None:
+    from transformers import VJEPA2VideoProcessor
+
+    for height, width in ((40, 56), (300, 200), (33, 32)):
+        frames = np.random.default_rng(height).integers(0, 256, (4, height, width, 3), dtype=np.uint8)
+        processor = VJEPA2VideoProcessor(crop_size=32)
+        wanted = processor(torch.from_numpy(frames).permute(0, 3, 1, 2), return_tensors="pt")["pixel_values_videos"][0]
+        found = prepared(torch.from_numpy(frames), 32)
+        # the processor rounds to bytes after resizing, this does not: half a byte over the smallest std
+        assert found.shape == wanted.shape and float((found - wanted).abs().max()) < 1.1 / 255 / 0.224
 
 
 class Known(Motion):
@@ -93,8 +109,23 @@ def test_motion_is_flow_per_diagonal_and_second() -> None:
     diagonal = 128 * 2**0.5
     assert Known(enough=10).score([still]) == [pytest.approx(5 / diagonal * 8 / 10)]
     assert Known(enough=0.01).score([still]) == [1.0] and Known(step=(0.0, 0.0)).score([still]) == [0.0]
-    scores = RewardSet({"m": (Known(), 1.0)}).score([video(clip(1)), video(clip(), fps=None)])
+    rates: tuple[Any, ...] = (None, 0, -8, float("nan"), float("inf"), "8", True)
+    scores = RewardSet({"m": (Known(), 1.0)}).score([video(clip(1)), *(video(clip(), fps=rate) for rate in rates)])
     assert (scores.status == FAILED).all() and "frame rate" in scores.messages[0]
+
+
+def test_motion_is_measured_in_the_videos_own_pixels() -> None:
+    """RAFT sees sides of at least 128 pixels: of a strip of 16 x 256 it sees heights eight times as large."""
+    strip = np.random.default_rng(0).integers(0, 256, (4, 16, 256, 3), dtype=np.uint8)
+    for step, length in (((0.0, 8.0), 1.0), ((8.0, 0.0), 8.0), ((3.0, 32.0), 5.0)):
+        assert Known(enough=10, step=step).score([video(strip)]) == [
+            pytest.approx(length / (16**2 + 256**2) ** 0.5 * 8 / 10)
+        ]
+
+
+def test_a_flow_that_is_no_number_is_no_score() -> None:
+    scores = RewardSet({"m": (Known(step=(float("nan"), 0.0)), 1.0)}).score([video(clip())])
+    assert scores.status[0, 0] == FAILED and "nan" in scores.messages[0]
 
 
 def test_raft_from_a_file(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ Scoring = Future[tuple[Scores, float]]
 class Scorer:
     """Calls `score(samples, group)` at once, or with `beside` in one thread of its own, one call after another.
 
-    The thread ends with the process; a reward's exceptions are raised where its scores are asked for.
+    A process that ends waits for the call under way, and for no more after `give_up`. What a reward raises beside is raised where its
+    scores are asked for.
     """
 
     def __init__(

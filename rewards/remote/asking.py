@@ -93,23 +93,29 @@ def once(connections: Connections, url: str, body: dict[str, Any], patience: Pat
     timeout = httpx.Timeout(min(patience.read, left), connect=min(patience.connect, left))
     try:
         with connections.client.stream("POST", f"{url}/v1/score", timeout=timeout, **body) as reply:
-            found = bytearray()
-            for piece in reply.iter_raw():
-                found += piece
-                if len(found) > MOST_BYTES:
-                    raise Broken(f"an answer of more than {MOST_BYTES} bytes", passing=False)
-                if time.monotonic() > end:
-                    raise Broken("an answer that came too slowly for the deadline", passing=False)
+            found = received(reply, end)
     except httpx.RequestError as error:
         raise Broken(f"{type(error).__name__}: {error}") from error
     if reply.status_code != 200:
         wait = asked_to_wait(reply.headers.get("retry-after"))
-        raise Broken(said(reply, bytes(found)), reply.status_code in RETRIED, wait)
+        raise Broken(said(reply, found), reply.status_code in RETRIED, wait)
     try:
-        return ScoreResponse.model_validate_json(bytes(found))
+        return ScoreResponse.model_validate_json(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise Broken(f"an answer that is not {PROTOCOL}: {first['loc']}: {first['msg']}") from error
+        raise Broken(f"an answer that is not {PROTOCOL}: {str(first['loc'])[:200]}: {first['msg'][:200]}") from error
+
+
+def received(reply: Any, end: float) -> bytes:
+    """The body of an answer, as it came over the wire. Raises Broken where it is not there at `end` or has no end."""
+    found = bytearray()
+    for piece in reply.iter_raw():
+        found += piece
+        if len(found) > MOST_BYTES:
+            raise Broken(f"an answer of more than {MOST_BYTES} bytes", passing=False)
+        if time.monotonic() > end:
+            raise Broken("an answer that came too slowly for the deadline", passing=False)
+    return bytes(found)
 
 
 def said(reply: Any, body: bytes) -> str:

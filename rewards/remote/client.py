@@ -22,7 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationE
 
 from mmrl.errors import UserError
 from mmrl.reward import Failed, Graded, Need, Reward, Scope
-from mmrl.rewards.remote.asking import Broken, Patience, ask, said
+from mmrl.rewards.remote.asking import Broken, Patience, ask, received, said
 from mmrl.rewards.remote.connection import RETRIED, Connections, base_url, bearer, is_here
 from mmrl.rewards.remote.contract import PROTOCOL, Info, Result, RewardInfo, ScoreRequest, ScoreResponse
 from mmrl.rewards.remote.meter import Meter
@@ -221,7 +221,7 @@ class ServedReward(Reward):
         if result.detail is not None and (result.detail.answered or result.detail.answer is not None):
             sample.meta["answer"] = result.detail.answer  # None: looked for, not found
         if result.error is not None:
-            return Failed(f"the server says: {result.error.message}")
+            return Failed(f"the server says: {result.error.message[:500]}")
         if result.score is None:
             return None
         low, high = self.limits()
@@ -242,7 +242,7 @@ class ServedReward(Reward):
             raise Broken(f"results for {len(got)} samples ({', '.join(got[:4])} ...) instead of {len(wanted)}")
         if answer.model != self._info.model:
             raise Broken(
-                f"scores of another model: {answer.model.name} {answer.model.revision} {answer.model.sha256[:12]} instead of "
+                f"scores of another model: {answer.model.name[:60]} {answer.model.revision[:60]} {answer.model.sha256[:12]} instead of "
                 f"{self._info.model.revision} {self._info.model.sha256[:12]}; a run keeps to one",
                 passing=False,
             )
@@ -253,14 +253,21 @@ class ServedReward(Reward):
         end = time.monotonic() + self.patience
         while True:
             try:
-                reply = self._connections.client.get(f"{self.url}/v1/info", timeout=timeout)
+                with self._connections.client.stream("GET", f"{self.url}/v1/info", timeout=timeout) as reply:
+                    body = received(reply, time.monotonic() + self.read_timeout)
                 if reply.status_code == 200:
-                    return Info.model_validate_json(reply.content)
-                problem, passing = said(reply, reply.content), reply.status_code in RETRIED
+                    return Info.model_validate_json(body)
+                problem, passing = said(reply, body), reply.status_code in RETRIED
             except httpx.RequestError as error:
                 problem, passing = f"{type(error).__name__}: {error}", True
-            except ValidationError:
-                problem, passing = f"it does not speak {PROTOCOL}", False
+            except Broken as error:
+                problem, passing = str(error), error.passing
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                problem, passing = (
+                    f"it does not speak {PROTOCOL}: {str(first['loc'])[:200]}: {first['msg'][:200]}",
+                    False,
+                )
             if not passing or time.monotonic() > end:
                 raise UserError(f"reward server {self.url}: {problem}; start it with: mmrl serve-rewards CONFIG")
             time.sleep(0.5)

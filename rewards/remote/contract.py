@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+from mmrl.reward import Need, Scope
 
 Protocol = Literal["mmrl-reward/1"]
 PROTOCOL: Protocol = "mmrl-reward/1"
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+Number = Annotated[float, Field(strict=True)]
+"""A number as JSON has it: neither `true` nor "0.5" is one."""
+Most = Annotated[int, Field(strict=True, gt=0)]
 Code = Literal[
     "bad_request", "unauthorised", "timeout", "too_large", "unknown_reward", "conflict", "busy", "failed", "internal"
 ]
@@ -77,7 +82,9 @@ class ScoreRequest(Message):
 
 
 class Problem(Answer):
-    code: Code
+    """`code`: of this server one of `Code`; others may have more."""
+
+    code: str
     message: str
     retryable: bool = False
 
@@ -96,8 +103,8 @@ class Result(Answer):
 
     id: Id
     status: Literal["ok", "skipped", "error"]
-    score: float | None = None
-    components: dict[str, float] = Field(default_factory=dict)
+    score: Number | None = None
+    components: dict[str, Number] = Field(default_factory=dict)
     detail: Detail | None = None
     error: Problem | None = None
 
@@ -128,11 +135,11 @@ class RewardInfo(Answer):
     """A reward of `/v1/info`: its facts, and what the server takes at once."""
 
     model: Model
-    scope: str
-    needs: tuple[str, ...]
-    range: tuple[float | None, float | None]
-    higher_is_better: bool
-    deterministic: bool
+    scope: Scope
+    needs: tuple[Need, ...]
+    range: tuple[Number | None, Number | None]
+    higher_is_better: StrictBool
+    deterministic: StrictBool
     licence: str
     preprocessing: str = ""
     """A hash of what prepares the inputs: processors, tokenizers, and the versions of the libraries that decode and resize."""
@@ -141,8 +148,8 @@ class RewardInfo(Answer):
 class Info(Answer):
     protocol: Protocol
     rewards: dict[str, RewardInfo]
-    max_batch: int
-    max_bytes: int
+    max_batch: Most
+    max_bytes: Most
 
 
 class ErrorBody(Answer):

@@ -33,7 +33,7 @@ KEPT, KEPT_BYTES = 4096, 64 << 20
 DECODED = 2
 """Requests of a reward whose media are decoded at a time: one that is scored, one that is next."""
 
-STATUS: dict[Code, int] = {
+STATUS: dict[str, int] = {
     "bad_request": 400,
     "unauthorised": 401,
     "timeout": 408,

@@ -36,7 +36,15 @@ class Stub:
     """A server whose answers come from a function of the request: a dictionary, a `(status, headers)`, bytes, or a function that
     writes to the connection."""
 
-    def __init__(self, answer: Answer, max_bytes: int = 1000, max_batch: int = 4, **facts: Any) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        max_bytes: int = 1000,
+        max_batch: int = 4,
+        told: Callable[[Any], None] | None = None,
+        **facts: Any,
+    ) -> None:
+        """`told` writes what `/v1/info` says."""
         self.bodies: list[dict[str, Any]] = []
         self.lengths: list[int] = []
         outer = self
@@ -52,7 +60,9 @@ class Stub:
                     "max_bytes": max_bytes,
                     "new": 1,
                 }
-                self.say(200, json.dumps(info).encode(), {})
+                if told is None:
+                    return self.say(200, json.dumps(info).encode(), {})
+                told(self)
 
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
@@ -433,6 +443,62 @@ def test_parts_of_a_score_are_set_back(serve: Serve) -> None:
     RewardSet({"mine": (reward, 1.0)}).score(given)
     assert given[0].meta["components"] == {"other": {"a": 1.0}, "mine": {"vq": 1.5, "ta": -2.0}}
     assert "components" not in given[1].meta
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"score": True}, {"score": "0.5"}, {"components": {"a": True}}, {"components": {"a": "1"}}, {"score": 10**400}],
+)
+def test_what_is_no_number_is_no_answer(serve: Serve, told: dict[str, Any]) -> None:
+    def telling(body: dict[str, Any]) -> dict[str, Any]:
+        found = right(body)
+        found["results"][0] |= told
+        return found
+
+    _, reward = serve(telling, backoff=1000.0)
+    assert "not mmrl-reward/1: ('results', 0, '" in reward.score(texts(2))[1].reason
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"max_batch": 0}, {"max_batch": -1}, {"max_batch": True}, {"max_bytes": 0}, {"scope": "other"}, {"needs": ["other"]},
+     {"range": [0, "1"]}, {"higher_is_better": "false"}],
+)  # fmt: skip
+def test_facts_of_a_server_that_are_none_end_the_run_when_it_starts(serve: Serve, facts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"does not speak mmrl-reward/1: .*{next(iter(facts))}"):
+        serve(right, facts)
+
+
+@pytest.mark.parametrize("piece", [b" " * 500, b" "])
+def test_facts_without_end_or_in_drops_are_not_waited_for(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, piece: bytes
+) -> None:
+    def endless(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10000")
+        handler.end_headers()
+        for _ in range(20):
+            handler.wfile.write(piece)
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    monkeypatch.setattr(asking, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="more than 1000 bytes" if len(piece) > 1 else "too slowly"):
+        serve(right, {"told": endless}, read_timeout=0.1)
+
+
+def test_long_messages_of_a_server_are_cut_and_new_codes_are_taken(serve: Serve) -> None:
+    def refuses(body: dict[str, Any]) -> dict[str, Any]:
+        wrong = {"status": "error", "error": {"code": "of_another_server", "message": "no " * 100_000}}
+        return right(body, results=[{"id": sample["id"]} | wrong for sample in body["samples"]])
+
+    _, reward = serve(refuses)
+    assert (
+        reward.score(texts(1))[0].reason.startswith("the server says: no no")
+        and len(reward.score(texts(1))[0].reason) < 600
+    )
+    _, reward = serve(lambda body: right(body, model=MODEL | {"name": "m" * 100_000}))
+    assert "another model" in reward.score(texts(1))[0].reason and len(reward.score(texts(1))[0].reason) < 300
 
 
 def test_parts_that_are_not_finite_are_no_answer(serve: Serve) -> None:

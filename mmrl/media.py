@@ -36,8 +36,9 @@ def check_fit(prompts: Sequence[Prompt], policy: Any, name: str) -> None:
     """Raises ValueError for the first prompt that the policy, called `name`, cannot take: for its media, or for what its own
     `check_prompt` says. Prompts that are made when they are looked at are left alone."""
     role, check = role_of(policy), getattr(policy, "check_prompt", None)
-    for prompt in (prompt for prompt in prompts if type(prompt) is Prompt and check is not None):
-        check(prompt)
+    if check is not None:
+        for prompt in (prompt for prompt in prompts if type(prompt) is Prompt):
+            check(prompt)
     if role == LOOKS:
         return
     for prompt in prompts:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -50,6 +50,14 @@ class GenEval(Reward):
 
     _detector: Any = PrivateAttr(default=None)
     _clip: Any = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> GenEval:
+        if self.detector == "owlv2" and self.path == type(self).model_fields["path"].default:
+            raise ValueError(
+                f"path: '{self.path}' is no owlv2; name one, for example google/owlv2-base-patch16-ensemble"
+            )
+        return self
 
     def setup(self, device: torch.device) -> None:
         """Load detector and CLIP."""

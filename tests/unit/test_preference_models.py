@@ -455,6 +455,22 @@ def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
         ready(ClipScore(path=str(folder)))
 
 
+def test_tokenizer_and_preprocessing_are_of_the_revision_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer, CLIPImageProcessor
+
+    folder, asked = str(tiny_clip(tmp_path)), []
+    for kind in (AutoTokenizer, CLIPImageProcessor):
+        load = kind.from_pretrained
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda *given, load=load, **own: asked.append(own["revision"]) or load(*given)
+        )
+    ready(ClipScore(path=folder, hub_revision="abc"))
+    ready(PickScore(path=folder, hub_revision="abc", processor=folder))  # another repository has revisions of its own
+    assert asked == ["abc", "abc", None, None]
+
+
 def test_what_a_picture_or_prompt_may_be(tmp_path: Path) -> None:
     """One pixel, a strip, a prompt of nothing or of a thousand words; what is no RGB picture is no number."""
     reward = ready(ClipScore(path=str(tiny_clip(tmp_path)), batch_size=3))

@@ -319,6 +319,8 @@ def test_owlv2_finds_named_objects_inside_the_picture(tmp_path: Path) -> None:
     assert len(wanted) == len(found[0]) < len(out.logits[0])
     for one, (score, box) in zip(found[0], wanted, strict=True):
         assert one.score == pytest.approx(score, abs=1e-5) and one.box == pytest.approx(box, abs=1e-3)
+    with pytest.raises(ValueError, match="is no owlv2; name one"):
+        GenEval(detector="owlv2")
     reward = GenEval(detector="owlv2", path=str(folder), clip=str(tiny_clip(tmp_path / "clip")), threshold=0.0)
     reward.setup(CPU)
     row = {"include": [{"class": "cup", "count": 1, "color": "red"}]}

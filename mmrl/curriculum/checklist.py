@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,17 @@ KIND = "checklist"
 
 @dataclass(frozen=True)
 class Checklist:
-    """How many sub-questions of each prompt are asked in a step, and how many samples each gets."""
+    """How many sub-questions of each prompt are asked in a step, and how many samples each gets; `readable` are those of some that
+    the policy can read whole (default: all)."""
 
     questions: int
     group_size: int
+    readable: Callable[[Sequence[Prompt]], Sequence[Prompt]] = tuple
 
     def chosen(self, prompt: Prompt, *parts: int | str) -> list[Prompt]:
         """The sub-questions of `prompt` to be asked: a function of the prompt's id and of `parts` alone, none twice, all where
         there are no more than `questions`."""
-        found = sub_questions(prompt)
+        found = self.readable(sub_questions(prompt))
         order = permutation(len(found), KIND, prompt.id, *parts)[: self.questions]
         return [found[place] for place in sorted(order.tolist())]
 

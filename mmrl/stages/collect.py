@@ -24,7 +24,7 @@ from mmrl.objective.measure import is_per_step, measure
 from mmrl.policy import Policy
 from mmrl.reward import RewardSet, graded
 from mmrl.reward.beside import Scorer, Scoring, in_parts
-from mmrl.rollout import Draw, Rollout, Scores
+from mmrl.rollout import Draw, Prompt, Rollout, Scores
 from mmrl.sampler import GroupSampler
 from mmrl.stages.rounds import Round, Table
 from mmrl.stages.tally import Tally
@@ -51,7 +51,7 @@ class Collector:
         self.objective = stage.objective
         prompts = readable(policy, stage.prompts.load(), notices.say)
         asked = section.curriculum.checklist
-        checklist = None if asked is None else Checklist(asked.questions, asked.group_size)
+        checklist = None if asked is None else Checklist(asked.questions, asked.group_size, self._readable)
         self.sampler = GroupSampler(prompts, section.prompts_per_step, section.group_size, seed, stage.name, checklist)
         self.draws = iter(self.sampler)
         self.rewards = RewardSet(stage.rewards)
@@ -69,6 +69,13 @@ class Collector:
         self.history = None if keep is None else History(keep=keep)
         budget = FailureBudget(section.failures.share, section.failures.window)
         self.tally = Tally(self.rewards, budget, notices, lone=keep is None)
+
+    def _readable(self, questions: Sequence[Prompt]) -> list[Prompt]:
+        """The sub-questions that the policy can read whole."""
+        kept, left_out = self.policy.fits(questions)
+        for id, length in left_out.items():
+            self.notices(f"left out: sub-question '{id}' is too long for the policy ({length} tokens)", "sub-questions")
+        return kept
 
     @property
     def epoch(self) -> float:

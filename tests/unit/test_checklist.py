@@ -29,6 +29,7 @@ from mmrl.objective.kl import KL
 from mmrl.objective.objective import Objective
 from mmrl.reward import Failed, Reward
 from mmrl.rollout import Prompt, Sample
+from mmrl.stages.rl import RLWork
 
 # ---- what a prompt brings along
 
@@ -208,6 +209,26 @@ def test_sub_questions_are_drawn_scored_and_trained() -> None:
     (seen,) = spy._seen
     assert len(seen) == len(policy.drawn) and np.isfinite(seen.reward).all()
     check_parents(seen)
+
+
+def test_sub_questions_that_are_too_long_are_left_out_and_their_prompt_stays() -> None:
+    class Short(ToyPolicy):
+        def fits(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
+            kept = [prompt for prompt in prompts if not prompt.id.endswith("/checklist/1")]
+            return kept, {prompt.id: 99 for prompt in prompts if prompt not in kept}
+
+    said: list[str] = []
+    policy = Short()
+    own = RLWork(own_stage(), policy, FakeGroup(), 7, said.append)  # type: ignore[arg-type]
+    gradients(policy, own.updates(0, Meter()))
+    asked = {draw.prompt.id for draw in policy.drawn}
+    _, _, free = step()
+    everything = {draw.prompt.id for draw in free.drawn}
+    assert {id for id in asked if "/" not in id} == {id for id in everything if "/" not in id}
+    assert any(id.endswith("/checklist/0") for id in asked)
+    assert any(id.endswith("/checklist/1") for id in everything - asked)
+    told = [line for line in said if "sub-question" in line]
+    assert len(told) == 1 and told[0].endswith("is too long for the policy (99 tokens)")
 
 
 def check_parents(seen: Scored) -> None:

@@ -124,7 +124,7 @@ def test_a_cause_is_said_once_whatever_the_number_of_samples() -> None:
     policy, own = ToyPolicy(), stage(Objective(DrAdvantage()))
     own.rewards = {"falls": Use(Falls()), "ones": Use(Ones(), 0.5)}
     doing = work(policy, own)
-    doing.say = said.append
+    doing.notices.say = said.append
     doing.collector.tally.budget.share = 1.0
     gradients(policy, doing.updates(0, Meter()))
     assert len([line for line in said if "the server was down" in line]) == 1

@@ -169,5 +169,5 @@ def test_transforms_remember_steps_and_a_resume() -> None:
     for got, want in zip(head + run(second, policy, range(2, 4)), straight, strict=True):
         np.testing.assert_array_equal(got, want)
     fresh, policy = new()
-    fresh.draws.load_state(first.state()["sampler"])
+    fresh.collector.draws.load_state(first.state()["sampler"])
     assert not np.array_equal(run(fresh, policy, range(2, 3))[0], straight[2])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from mmrl.errors import UserError
 from mmrl.rewards.preference.headed_adapter import without
 from mmrl.rewards.preference.headed_inputs import sized_frames
+from mmrl.rewards.preference.hpsv3 import HpsV3
 from mmrl.rewards.preference.video_align import MEAN_STD, VideoAlign, frame_numbers
 from tests.unit.headed_models import AXES, AXES_QUESTION, PIXELS, Tiny, old_names, write_config
 from tests.unit.test_headed_rewards import filmed, ready
@@ -162,6 +163,24 @@ def test_embeddings_that_were_not_trained_are_the_bases(layouts: Any, tmp_path: 
     (name,) = (one for one in base if one.endswith("embed_tokens.weight"))
     assert len(rows) == len(tiny.processor.tokenizer) == len(base[name]) - 5
     assert torch.equal(rows, base[name][: len(rows)])
+
+
+def test_embeddings_in_the_adapters_file_win(layouts: Any, tmp_path: Path) -> None:
+    """peft adds them itself, with the language head, where the number of tokens has changed."""
+    tiny, folder, _, _ = layouts
+    step = copied(folder, tmp_path)
+    file, name = step / "adapter_model.safetensors", "base_model.model.model.embed_tokens.weight"
+    own = 2 * torch.load(step / "non_lora_state_dict.pth", weights_only=True)[name]
+    save_file(load_file(file) | {name: own, "base_model.model.lm_head.weight": own.clone()}, file)
+    assert torch.equal(align(step, tiny)._model.backbone.language_model.embed_tokens.weight, own)
+
+
+def test_the_files_of_a_hub_id_lie_in_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmrl.rewards.preference import headed
+
+    monkeypatch.setattr(headed, "file_of", lambda path, name, revision: f"{path}@{revision}:{name}")
+    reward = HpsV3(path="some/where", hub_revision="r", file="checkpoint-3/adapter_model.bin")
+    assert reward._path_of("adapter_config.json") == "some/where@r:checkpoint-3/adapter_config.json"
 
 
 def test_targets_are_whole_names_or_their_ends() -> None:

@@ -1,4 +1,4 @@
-"""A reward that fails on one process only is masked on both, as one process that scores everything masks it."""
+"""A reward that fails on one process only is masked on both, as one process that scores everything masks it, or ends both."""
 
 from __future__ import annotations
 
@@ -41,3 +41,17 @@ def test_a_failure_on_one_process_is_masked_on_both(tmp_path: Path) -> None:
     assert len(steps) == 2
     for line in steps:
         assert line["failed"] == 1 and line["reward/mean/failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("rewards.mean.on_failure=raise", "on_failure: raise"), ("failures.share=0", "of 50 steps")],
+)
+def test_a_failure_on_one_process_ends_both(setting: str, said: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    (tmp_path / "brightness.py").write_text(LAST_FAILS)
+    more = ("stages.warm=null", f"stages.rl.{setting}", "stages.rl.steps=1", "evaluation=null", "--nproc", 2)
+    done = mmrl("train", config, f"run.dir={tmp_path / 'run'}", *more, check=False, OMP_NUM_THREADS="1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert said in done.stderr and "nan on sample 2 of prompt" in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -177,12 +177,12 @@ def cost(stage: ResolvedRL, resolved: Resolved) -> str:
         one, more = (resolved.policy.passes(stage.plan, drawn, trained, group, often) for often in (replays, measured))
         each.append((one["rollout"], more["update"], one["update"] * _kept(stage)))
     what = "image" if resolved.policy.flat_chunks else "answer"
-    rollout, measuring, update = (_range(column) for column in zip(*each, strict=True))
+    rollout, measuring, update = zip(*each, strict=True)
     most = (
         "" if stage.objective.selection_size is not None or type(stage.objective.selection) is SelectAll else "up to "
     )
-    beside = "" if measuring == "0" else f"up to {measuring} measuring, "
-    return f"forward passes per {what}: {rollout} rollout, {beside}{most}{update} update"
+    beside = f"up to {max(measuring):g} measuring, " if any(measuring) else ""
+    return f"forward passes per {what}: {_range(rollout)} rollout, {beside}{most}{_range(update)} update"
 
 
 def _measuring(stage: ResolvedRL, step: int, again: bool) -> float:

@@ -138,7 +138,7 @@ stages:
         ("surrogate={name: archer}", 1, "3 rollout, up to 1 measuring, 1 update"),
         ("steps.select={name: entropy, fraction: 0.5}", 1, "3 rollout, up to 1 measuring, 1 update"),
         ("shaping=[{name: vogue, start: 0.5, end: 0.5}]", 2.5, "3 rollout, up to 2.5 measuring, 1 update"),
-        ("shaping=[{name: vogue, start: 1, end: 0, token: 0}]", 3, "3 rollout, up to 1.5 to 3 measuring, 1 update"),
+        ("shaping=[{name: vogue, start: 1, end: 0, token: 0}]", 3, "3 rollout, up to 3 measuring, 1 update"),
     ],
 )
 def test_passes_that_measure_are_printed(tmp_path: Path, part: str, measuring: float, said: str) -> None:

@@ -375,7 +375,7 @@ def test_a_full_first_round_is_the_plain_step() -> None:
 def full(objective: Objective, index: int) -> bool:
     policy, meter = ToyPolicy(), Meter()
     own = work(policy, stage(objective))
-    own.draws.index = index
+    own.collector.draws.index = index
     gradients(policy, own.updates(0, meter))
     return meter.values["zero_signal_share"] == 0
 

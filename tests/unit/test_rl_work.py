@@ -366,7 +366,7 @@ def test_a_full_first_round_is_the_plain_step() -> None:
     index = next(i for i in range(20) if full(objective, i))
     a, b = work(policy, stage(objective)), work(other, stage(objective, refill=REFILL))
     for one in (a, b):
-        one.draws.index = index
+        one.collector.draws.index = index
     np.testing.assert_array_equal(
         gradients(policy, a.updates(0, Meter()))[0], gradients(other, b.updates(0, Meter()))[0]
     )

@@ -62,7 +62,7 @@ class Weights:
         Raises UserError for patterns and targets that the modules do not have."""
         chosen = self.select(choice)
         self._end_stage()
-        if reference and choice.mode == "full":  # before the weights are widened: it keeps their dtype
+        if reference and choice.mode == "full":  # before the weights are widened: it keeps that of linear layers
             self.reference = {p: copy.deepcopy(self.modules[p]).requires_grad_(False) for p in choice.parts}
         if choice.mode == "lora":
             for part in choice.parts:
@@ -74,6 +74,8 @@ class Weights:
                     parameter.requires_grad_(f"{part}.{name}" in chosen)
                     if parameter.requires_grad or choice.whole_parts:
                         self._to_float32(parameter)
+            for part, module in self.reference.items():
+                _match_dtypes(module, self.modules[part])
         self.choice, self.has_reference = choice, reference or choice.mode == "lora"
 
     def select(self, choice: Choice) -> set[str]:
@@ -214,3 +216,16 @@ class Weights:
         if parameter.dtype != torch.float32:
             self.dtypes[parameter] = parameter.dtype
             parameter.data = parameter.data.float()
+
+
+def _match_dtypes(reference: nn.Module, model: nn.Module) -> None:
+    """Give every weight of `reference`, a copy of `model`, the dtype that it has there, linear layers left out.
+
+    A model in bfloat16 is trained with float32 weights under autocast, where an embedding or a norm of float32 makes what
+    follows float32. With such weights in bfloat16 the reference would round where the model does not, and a KL term would start
+    above 0. Weights of linear layers, nearly all there are, autocast narrows anyway.
+    """
+    for own, other in zip(reference.modules(), model.modules(), strict=True):
+        if not isinstance(own, nn.Linear):
+            for mine, theirs in zip(own.parameters(recurse=False), other.parameters(recurse=False), strict=True):
+                mine.data = mine.data.to(theirs.dtype)

@@ -35,7 +35,6 @@ from mmrl.vlm.media import FrameRule, frame_indices
 from mmrl.vlm.payload import Asked, Payload, Seen, by_view, groups_of, groups_of_prompts, whole_answers
 from mmrl.vlm.plan import VlmPlan, VlmSampling
 from mmrl.vlm.prompts import PLACEHOLDERS, PromptEncoder, PromptOptions, check_text
-from mmrl.vlm.reference import match_dtypes
 from mmrl.vlm.runner import Runner, choose_runner
 from mmrl.vlm.train import PART, TARGETS, VlmTrainSpec, vision_parts
 from mmrl.vlm.views import VIEWS, Views
@@ -435,8 +434,6 @@ class VlmPolicy(Component):
     def prepare(self, train: Any, reference: bool) -> None:
         """Start a stage. An earlier LoRA is merged; what later stages do not train keeps its last values."""
         self.weights.prepare(train.choice(self.model), reference)
-        if PART in self.weights.reference:
-            match_dtypes(self.weights.reference[PART], self.model)
         set_checkpointing(self.model, train.gradient_checkpointing)
 
     def keep_slow(self) -> None:

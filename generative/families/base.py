@@ -45,6 +45,8 @@ class Adapter:
     def __init__(self, pipe: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.pipe = pipe
         self.dtype = dtype
+        self.rounds_as: Any = None
+        """The network that another one stands in for."""
         self.device = device
         self.vae = _ready(pipe.vae, torch.float32, device)
         for module in self.frozen_parts():
@@ -113,11 +115,13 @@ class Adapter:
     def using(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         """Put other modules (a reference) in the place of the pipeline's own for a while."""
         own = {name: getattr(self.pipe, name) for name in modules}
+        self.rounds_as = own.get(self.network_name)
         try:
             for name, module in modules.items():
                 setattr(self.pipe, name, module)
             yield
         finally:
+            self.rounds_as = None
             for name, module in own.items():
                 setattr(self.pipe, name, module)
 
@@ -313,8 +317,8 @@ class Adapter:
 
     def cast(self, value: Tensor) -> Tensor:
         """To the dtype that the network's weights have now (float32 while it is trained in full), beside those that it keeps
-        in float32."""
-        return value.to(self.network.dtype)
+        in float32. What stands in for it is told the same."""
+        return value.to((self.network if self.rounds_as is None else self.rounds_as).dtype)
 
 
 def channel_statistics(vae: Any, dims: int) -> tuple[Tensor, Tensor]:

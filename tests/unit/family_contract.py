@@ -168,13 +168,15 @@ class FamilyContract:
         assert moved == expected, sorted(expected ^ moved)[:3]
 
     @pytest.mark.parametrize("spec", [LORA, TrainSpec()], ids=["lora", "full"])
-    def test_bfloat16_draws_and_has_a_gradient(self, folder: Path, spec: TrainSpec) -> None:
+    def test_bfloat16_starts_at_its_reference_and_has_a_gradient(self, folder: Path, spec: TrainSpec) -> None:
         policy = self.load(folder, spec, "bfloat16")
+        policy.prepare(spec, True)
         plan = self.planned(policy, self.guidance[-1], num_steps=2)
         rollout = policy.rollout(self.draws(1, 2), plan, every(plan))
         chunk = next(iter(policy.chunks(rollout, rollout.mask, 2)))
         log_prob = policy.replay(rollout, chunk).log_prob
         torch.testing.assert_close(log_prob.detach(), chunk.take(rollout.log_prob), rtol=0, atol=0.05)
+        assert torch.equal(policy.replay(rollout, chunk, model="reference").log_prob, log_prob.detach())
         log_prob.sum().backward()
         gradients = [p.grad for p in policy.trainable().values() if p.grad is not None]
         assert any(bool(g.any()) for g in gradients) and all(bool(g.isfinite().all()) for g in gradients)

@@ -15,8 +15,8 @@ BLANKS = " \t\r\n\u2581\u0120\u010a"
 UNSEEN = 0.01
 """The most that tokens which are not listed may move a share."""
 NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
-ENDS = r"(?![\w%]|[.,]\d|\s*[-\u2013]\s*\d|\s*(?:/|out\s+of)(?!\s*5\b))"
-"""After a number from 1 to 5: no further digits, no other scale, no span."""
+ENDS = r"(?![\w%]|[.,]\d|[ \t]*[-\u2013][ \t]*\d|\s*(?:/|out\s+of)(?!\s*5\b))"
+"""After a number from 1 to 5: no further digits, no other scale, no span (but the next line may be one of a list)."""
 AXIS = re.compile(rf"(\w+)\s+score\s*(?:\(1-5\))?\s*:\s*({NUMBER}){ENDS}", re.IGNORECASE)
 FINAL = re.compile(rf"final\s+score\s*:\s*({NUMBER}){ENDS}", re.IGNORECASE)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)

@@ -63,7 +63,7 @@ def test_who_is_not_better_is_no_winner(text: str) -> None:
 @pytest.mark.parametrize(
     ("said", "value"),
     [("4", 4.0), ("4.25", 4.25), ("4.", 4.0), ("4, as", 4.0), ("4/5", 4.0), ("4 out of 5", 4.0), ("4/10", None), ("4 / 50", None),
-     ("4-5", None), ("3,5", None), ("4e0", None), ("4%", None), ("\u0664", None), ("10", None), ("4 out of 10", None), ("0.5", None)],
+     ("4-5", None), ("4 - 5", None), ("4\n- 2 wheels are missing", 4.0), ("4\n5 - all is there", 4.0), ("3,5", None), ("4e0", None), ("4%", None), ("\u0664", None), ("10", None), ("4 out of 10", None), ("0.5", None)],
 )  # fmt: skip
 def test_numbers_on_the_scale_of_one_to_five(said: str, value: float | None) -> None:
     assert final_score(f"Final Score: {said}\n") == value

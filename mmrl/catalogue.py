@@ -6,8 +6,9 @@ import difflib
 import inspect
 import itertools
 import re
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
@@ -31,17 +32,28 @@ def about(kind: str, name: str) -> dict[str, Any]:
     if kind in SHIPPED_KINDS:
         raise UserError(f"'{name}' is no component; {kind} are files: see `mmrl check {name}`")
     found = components.resolve(kind, name)
-    fields = getattr(found, "model_fields", {})
-    options = [
-        {
-            "option": key,
-            "type": _type(field),
-            "default": _default(field),
-            "what": " ".join((field.description or "").split()),
-        }
-        for key, field in fields.items()
-    ]
+    options = _options(found) if hasattr(found, "model_fields") else []
     return {"name": name, **_facts(kind, found), "about": inspect.getdoc(found) or "", "options": options}
+
+
+def _options(model: type[BaseModel], under: str = "") -> list[dict[str, str]]:
+    """A row for each option; below one that is a model, or a list of them (then with N in their names), those of the model."""
+    rows = []
+    for key, field in model.model_fields.items():
+        what = " ".join(_meaning(model, key).split())
+        rows.append({"option": under + key, "type": _type(field), "default": _default(field), "what": what})
+        if not under:
+            place = f"{key}.N." if get_origin(field.annotation) in (list, tuple) else f"{key}."
+            for one in (field.annotation, *get_args(field.annotation)):
+                if isinstance(one, type) and issubclass(one, BaseModel):
+                    rows += _options(one, place)
+    return rows
+
+
+def _meaning(model: type[BaseModel], key: str) -> str:
+    """The description of a field, or of the nearest base's that it takes the place of."""
+    fields = [one.model_fields[key] for one in model.__mro__ if key in getattr(one, "model_fields", {})]
+    return next((field.description for field in fields if field.description), "")
 
 
 def _known(kind: str) -> str:

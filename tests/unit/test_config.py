@@ -675,7 +675,15 @@ def test_all_about_one_component() -> None:
     }
     assert options["batch_size"]["type"] == "int, >= 1" and options["hub_revision"]["default"] == "null"
     assert options["hub_revision"]["what"].endswith("of a hub id.")
+    assert options["path"]["what"].startswith("Hub id"), "an option keeps what its base says of it"
     assert {row["option"]: row["default"] for row in about("term", "kl")["options"]}["coef"] == "required"
+
+
+def test_options_that_are_models_are_listed_with_their_own_options() -> None:
+    options = {row["option"]: row for row in about("reward", "rubric")["options"]}
+    assert options["endpoint.url"]["what"].startswith("Base URL") and options["endpoint.model"]["default"] == "required"
+    assert options["items.N.hard"]["default"] == "false" and options["items.N.text"]["type"] == "str"
+    assert list(options).index("endpoint.url") == list(options).index("endpoint") + 1
 
 
 def test_all_about_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ class PairJudge(AskingReward, PairwiseReward):
     `form`: `schema` asks for JSON with the winner; `think` reads `<answer>Image 1 is better</answer>` (UnifiedReward-Think), `flex` JSON
     with a winner per category (UnifiedReward-Flex), of which `category_weight` says how much the categories count beside the overall winner;
     `shares` the mean share over the three axes of UnifiedReward 2.0. The published prompts of those checkpoints go into `task`, with `{prompt}`
-    where the prompt goes; the judge is then asked as they were trained (see `published`).
+    where the prompt goes; the judge is then asked as they were trained: one message, the pictures and that text.
     """
 
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."

@@ -241,7 +241,7 @@ class UnifiedReward(JudgeReward):
     """UnifiedReward as a pointwise judge behind an endpoint: `v1.5` (`Final Score`), `v2.0` (three axes) or `edit` (two scores), 0 to 1.
 
     The published prompts belong to the checkpoint: give yours in `task`, with `{prompt}` where the prompt goes; the judge is then asked as
-    the checkpoint was trained (see `published`). An answer out of range or without all parts is unreadable.
+    the checkpoint was trained: one message, the pictures and that text. An answer out of range or without all parts is unreadable.
     Source: CodeGoat24/UnifiedReward.
     """
 

@@ -68,7 +68,8 @@ def form_of(path: str, revision: str | None, size: int) -> Form:
         found = kind.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"'{path}' has no preprocessor_config.json that can be read: {str(error).splitlines()[0]}"
+            f"'{path}' has no preprocessor_config.json that can be read, which says how its pictures are prepared; put that of the "
+            f"checkpoint there: {str(error).splitlines()[0]}"
         ) from error
     crop = found.crop_size
     got = (found.size.shortest_edge, crop.height, crop.width, int(found.resample), found.do_center_crop)

@@ -88,9 +88,7 @@ class Teacher(PictureModel):
             name: value.to(self._model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
         }
         length = ids.shape[1]
-        kept = length - int(
-            at.min()
-        )  # from the first position that is read on; a model that cannot do that gives them all
+        kept = length - int(at.min())  # logits from the first place that is read on; some models can only give all
         some = {"logits_to_keep": kept} if "logits_to_keep" in signature(self._model.forward).parameters else {}
         found = self._model(**floating, use_cache=False, **some).logits
         if found.shape[1] not in (length, kept):

@@ -36,7 +36,7 @@ class VideoAlign(Headed):
     Source: Liu et al. 2025 (arXiv 2501.13918). `path` holds `model_config.json` and `checkpoint-11352/model.pth`, or a checkpoint's
     folder with adapters alone (`adapter_config.json`, `adapter_model.safetensors`, `non_lora_state_dict.pth`). The question that it
     was trained with is a text file `rubric` (default: `rubric.txt` beside `model_config.json`) with `{prompt}` and the three tokens
-    `<|VQ_reward|>`, `<|MQ_reward|>`, `<|TA_reward|>`, each followed by END.
+    `<|VQ_reward|>`, `<|MQ_reward|>`, `<|TA_reward|>` in this order.
     """
 
     needs = ("video",)

@@ -68,7 +68,8 @@ def make_app(service: Service, token: str | None, max_waiting: int = 64, body_se
                 return failure("unauthorised", "a bearer token is needed, and this one is missing or wrong")
         elif expected is None and not _is_local(request):
             return failure(
-                "bad_request", "a server without a token answers programs that call it by localhost or 127.0.0.1"
+                "bad_request",
+                "a server without a token answers only programs that call it by localhost or 127.0.0.1; give it a token for others",
             )
         return await call_next(request)
 

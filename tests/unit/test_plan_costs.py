@@ -19,7 +19,7 @@ from mmrl.rollout import Scores
 from mmrl.stages.rl import RLWork
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
-SMALL = ["policy.layers=1", "policy.heads=2", "policy.head_dim=16", "stages.rl.prompts_per_step=2"]
+SMALL = ["policy.layers=1", "policy.heads=2", "policy.head_dim=16", "stages.rl.prompts_per_step=1"]
 CASES: dict[str, tuple[str, list[str], tuple[int, ...]]] = {
     "all steps": ("flow_grpo", [], (0,)),
     "guidance": ("flow_grpo", ["stages.rl.rollout.guidance_scale=2"], (0,)),

@@ -185,6 +185,16 @@ def rgb(image: Any) -> np.ndarray:
     raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {got}")
 
 
+def frame_rate(sample: Sample) -> float:
+    """Frames per second of the sample's video, `meta["fps"]`. Raises ValueError where it is none."""
+    rate = sample.meta.get("fps")
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) < math.inf:
+        raise ValueError(
+            f"the video has no frame rate: sample.meta['fps'] is {rate!r}; expected a positive number of frames per second"
+        )
+    return float(rate)
+
+
 def lacking(reward: Reward, sample: Sample) -> list[Need]:
     """What `reward` needs and `sample` does not have."""
     has: dict[Need, bool] = {

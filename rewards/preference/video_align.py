@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
 from mmrl.errors import UserError
+from mmrl.reward import frame_rate
 from mmrl.rewards.preference.base import file_of
 from mmrl.rewards.preference.headed import Headed
 from mmrl.rewards.preference.headed_adapter import CONFIG as ADAPTER_CONFIG
@@ -137,20 +137,6 @@ class VideoAlign(Headed):
         high = self.max_pixels or data.get("max_frame_pixels", 200704)
         shown = sized_frames(video[chosen], self.factor, self.min_pixels, high)
         return Row(self.question(sample.prompt.text), (), shown)
-
-
-def frame_rate(sample: Sample) -> float:
-    """Frames per second of the sample's video, `meta["fps"]`. Raises ValueError where it is none."""
-    rate = sample.meta.get("fps")
-    try:
-        found = float(rate)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        found = 0.0
-    if not 0 < found < math.inf:
-        raise ValueError(
-            f"the video has no frame rate: sample.meta['fps'] is {rate!r}; expected a positive number of frames per second"
-        )
-    return found
 
 
 def frame_numbers(total: int, rate: float, fps: float) -> list[int]:

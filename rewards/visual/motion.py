@@ -6,7 +6,6 @@ Alone they are easily satisfied; beside a preference reward they keep a policy f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from pydantic import Field, PositiveFloat, PrivateAttr
 from torch import Tensor
 
-from mmrl.reward import Reward
+from mmrl.reward import Reward, frame_rate
 from mmrl.rewards.preference.base import fill, tensors
 from mmrl.rewards.preference.clip import ClipScore
 from mmrl.rewards.preference.pixels import floats
@@ -61,10 +60,10 @@ class Motion(Reward):
 
     @torch.inference_mode()
     def _score(self, sample: Sample) -> float:
-        video, fps = sample.video, sample.meta.get("fps")
+        video, fps = sample.video, frame_rate(sample)
         assert video is not None
-        if len(video) < 2 or isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < float(fps) < np.inf:
-            raise ValueError(f"motion needs two frames or more and a frame rate, got {len(video)} frames at {fps} fps")
+        if len(video) < 2:
+            raise ValueError(f"motion needs two frames or more, got {len(video)}")
         pairs = np.unique(np.linspace(0, len(video) - 2, self.max_pairs).round().astype(int))
         frames = torch.stack(floats([video[k] for k in (*pairs, *(pairs + 1))], self._device))
         sized = _sized(frames)
@@ -72,7 +71,7 @@ class Motion(Reward):
         shrink = torch.tensor([width / sized.shape[-1], height / sized.shape[-2]], device=self._device)
         flow = self.flow(sized[: len(pairs)], sized[len(pairs) :]) * shrink[:, None, None]  # pixels of the video
         length = float(flow.norm(dim=1).mean())
-        return float(np.minimum(length / np.hypot(height, width) * float(fps) / self.enough, 1.0))  # NaN stays NaN
+        return float(np.minimum(length / np.hypot(height, width) * fps / self.enough, 1.0))  # NaN stays NaN
 
 
 def _sized(frames: Tensor) -> Tensor:

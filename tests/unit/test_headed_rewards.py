@@ -589,9 +589,9 @@ def test_videos_that_are_none_fail(video_align: Any) -> None:
     assert whole.video is not None
     samples = [whole, Sample(asked(1), video=whole.video), Sample(asked(1), video=whole.video[:1], meta={"fps": 4}),
                Sample(asked(1), video=whole.video.astype(np.float32), meta={"fps": 4}), drawn()[0]]  # fmt: skip
-    rates = [Sample(asked(1), video=whole.video, meta={"fps": one}) for one in (-4, math.nan, math.inf, "fast")]
+    rates = [Sample(asked(1), video=whole.video, meta={"fps": one}) for one in (-4, math.nan, math.inf, "8", True)]
     scores = RewardSet({"v": (reward, 1.0)}).score([*samples, *rates])
-    assert scores.status[:, 0].tolist() == [OK, FAILED, FAILED, FAILED, SKIPPED, *[FAILED] * 4]
+    assert scores.status[:, 0].tolist() == [OK, FAILED, FAILED, FAILED, SKIPPED, *[FAILED] * 5]
     told = " ".join(scores.messages)
     for sample in rates:
         with pytest.raises(ValueError, match="expected a positive number of frames per second"):

@@ -111,7 +111,8 @@ def test_motion_is_flow_per_diagonal_and_second() -> None:
     assert Known(enough=0.01).score([still]) == [1.0] and Known(step=(0.0, 0.0)).score([still]) == [0.0]
     rates: tuple[Any, ...] = (None, 0, -8, float("nan"), float("inf"), "8", True)
     scores = RewardSet({"m": (Known(), 1.0)}).score([video(clip(1)), *(video(clip(), fps=rate) for rate in rates)])
-    assert (scores.status == FAILED).all() and "frame rate" in scores.messages[0]
+    assert (scores.status == FAILED).all() and "two frames or more, got 1" in scores.messages[0]
+    assert len(scores.messages) == 1 + len(rates) and all("no frame rate" in one for one in scores.messages[1:])
 
 
 def test_motion_is_measured_in_the_videos_own_pixels() -> None:

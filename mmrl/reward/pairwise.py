@@ -49,6 +49,7 @@ class PairwiseReward(Reward):
     max_pairs: int | None = Field(default=None, ge=1)
     """Most pairs of a group; default: all. Every sample then appears equally often, and every two are linked through others."""
     unreadable: Literal["drop", "half"] = "drop"
+    """A pair without a verdict is left out, or an answer without one is a tie."""
     cache: str | None = None
     """Folder in which verdicts are kept between runs; in memory they always are."""
 

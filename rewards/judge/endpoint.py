@@ -18,6 +18,7 @@ class Endpoint(BaseModel):
     url: str = "http://127.0.0.1:8000/v1"
     """Base URL; `/chat/completions` is added."""
     model: str
+    """Name of the model, as the server knows it."""
     revision: str = ""
     """Which weights the server runs, where its name does not say; part of what answers are kept under."""
     fingerprint: bool = False
@@ -30,11 +31,16 @@ class Endpoint(BaseModel):
     """Prompts, answers and pictures may be sent to another machine."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: PositiveInt = 1024
+    """Longest answer; one that is cut off there is a failure."""
     seed: int = 0
     concurrency: PositiveInt = 8
+    """Requests at a time."""
     timeout: PositiveFloat = 120.0
+    """Seconds until a whole answer is there."""
     tries: PositiveInt = 5
+    """How often a question is sent that is not answered, or answered by 408, 425, 429 or 5xx."""
     backoff: PositiveFloat = 1.0
+    """Most seconds before the second try; doubled with each further one, up to 30."""
     max_pixels: PositiveInt = 1024 * 1024
     """Larger pictures and frames are made smaller, to this many pixels."""
     max_frames: PositiveInt = 8

@@ -39,6 +39,7 @@ class PairJudge(AskingReward, PairwiseReward):
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
     form: Literal["schema", "think", "flex", "shares"] = "schema"
     category_weight: float = Field(default=0.5, ge=0, le=1)
+    """`flex`: the categories' part in the verdict, beside the overall winner's."""
 
     @model_validator(mode="after")
     def _has_its_task(self) -> PairJudge:

@@ -100,10 +100,14 @@ class Judge(JudgeReward):
 
     range = (0.0, 1.0)
     task: str = "Judge how well the result fulfils the prompt."
+    """What is to be judged, in your words."""
     form: Literal["score", "yes_no"] = "score"
     low: FiniteFloat = 1.0
+    """The lowest number that the judge may give; it is worth 0."""
     high: FiniteFloat = 5.0
+    """The highest; it is worth 1."""
     top_logprobs: int = Field(default=20, ge=2, le=20)
+    """`yes_no`: likeliest first tokens that are looked at."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Judge:
@@ -153,6 +157,7 @@ class Rubric(JudgeReward):
 
     range = (0.0, 1.0)
     items: tuple[Item, ...] = ()
+    """For prompts without a rubric of their own."""
 
     def of(self, prompt: Prompt) -> tuple[Item, ...]:
         """The items of a prompt. Raises ValueError where there are none that count."""
@@ -249,6 +254,7 @@ class UnifiedReward(JudgeReward):
     licence = "MIT (code); weights: see the model card"
     version: Literal["v1.5", "v2.0", "edit"] = "v2.0"
     task: str
+    """The checkpoint's published prompt."""
     reference: bool = False
 
     def question(self, sample: Sample) -> list[dict[str, Any]]:

@@ -58,10 +58,11 @@ def train(
         from mmrl.config import load
         from mmrl.run import choose_folder
 
-        resolved = load(config, [*values, f"run.num_processes={nproc}"])
-        folder = choose_folder(resolved, resume)
-        flags = ["--resume"] if resume else []
-        arguments = ["train", config, *values, f"run.dir={folder}", f"run.num_processes={nproc}", *flags]
+        values = [*values, f"run.num_processes={nproc}"]
+        resolved = load(config, values)  # what is wrong with it is said once, before the processes start
+        if resume:
+            values += [f"run.dir={choose_folder(resolved, resume)}", "--resume"]
+        arguments = ["train", config, *values]
         raise typer.Exit(launch.run(arguments, nproc))
     from mmrl import run
 

@@ -150,11 +150,10 @@ def claim_next(root: Path) -> Path:
         return folder
 
 
-def unclaim(folder: Path, root: Path) -> None:
-    """Give a folder of `claim_next(root)` back into which nothing was written; any other one stays."""
-    if folder.parent.absolute() == root.absolute() and folder.name.isdecimal():
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
+def unclaim(folder: Path) -> None:
+    """Give a folder of `claim_next` back; one that holds anything stays."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def open_run(path: str | Path) -> RunFolder:

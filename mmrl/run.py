@@ -24,26 +24,26 @@ from mmrl.tracking import Tracking
 from mmrl.trainer import Interrupted, Trainer, restore_weights
 
 
-def _numbered(resolved: Resolved) -> Path:
-    """Where runs without a `run.dir` get a numbered folder."""
-    return Path("runs") / (resolved.config.run.name or resolved.source.name)
-
-
 def choose_folder(resolved: Resolved, resume: bool) -> Path:
     """`run.dir`, or the next free `runs/NAME/001` (which is made); with `resume`, the newest one there."""
     run = resolved.config.run
     if run.dir is not None:
         folder = Path(run.dir)
-        if not resume and RunFolder(folder).started:
-            raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another run.dir=PATH")
+        if not resume:
+            _refuse_started(RunFolder(folder))
         return folder
-    root = _numbered(resolved)
+    root = Path("runs") / (run.name or resolved.source.name)
     if not resume:
         return claim_next(root)
     last = newest(root)
     if last is None:
         raise UserError(f"nothing to resume: no run in {root.absolute()}; name its folder with run.dir=PATH")
     return last
+
+
+def _refuse_started(folder: RunFolder) -> None:
+    if folder.started:
+        raise UserError(f"{folder.path} holds a run already; continue it with --resume, or choose another run.dir=PATH")
 
 
 def stored_config(config: str, overrides: Sequence[str]) -> tuple[Resolved, list[str]]:
@@ -63,19 +63,22 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
     resolved, unused = stored_config(config, overrides) if resume else (load(config, overrides), [])
     run = resolved.config.run
     group = Group(run.device, run.num_processes, run.threads)
+    held: IO[str] | None = None
     try:
         path = _agree_on_folder(resolved, resume, group)
-        folder = RunFolder(path)
+        folder, settings = RunFolder(path), dump(resolved)
+        if resume:  # a folder that is in use, or another run's, is told before weights are loaded beside that run
+            held = _open(folder, settings, resume, run.seed, group)
         torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a debugging aid; slow)
         try:
             _load(resolved, group)
         except BaseException:
-            if group.main and not resume:
-                unclaim(path, _numbered(resolved))
+            if group.main and not resume and run.dir is None:
+                unclaim(path)
             raise
-        settings = dump(resolved)
-        held = _open(folder, settings, resume, run.seed, group)
+        if not resume:
+            held = _open(folder, settings, resume, run.seed, group)
         tracking = Tracking(folder, group, run.trackers, settings)
         tracking.say(f"run folder: {path.absolute()}")
         if unused:
@@ -96,10 +99,10 @@ def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
             tracking.close()
             if group.main and folder.started:
                 _report(folder, tracking)
-            if held is not None:
-                held.close()
         return path
     finally:
+        if held is not None:
+            held.close()
         group.close()
 
 
@@ -178,11 +181,11 @@ def _rewards(resolved: Resolved) -> dict[str, dict[str, Use]]:
 
 def _agree_on_folder(resolved: Resolved, resume: bool, group: Group) -> Path:
     path: Path | None = None
-    problem: UserError | None = None
+    problem: Exception | None = None
     if group.main:
         try:
             path = choose_folder(resolved, resume)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = error
     group.raise_together(problem)
     return group.broadcast(path)
@@ -208,6 +211,7 @@ def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, 
             if resume:
                 _same_run(folder, settings)
             else:
+                _refuse_started(folder)  # by a run that began and ended while this one loaded its weights
                 folder.create(settings, provenance.collect(settings, seed, group.world))
         except (UserError, OSError) as error:
             problem = error

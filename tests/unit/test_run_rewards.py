@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from pydantic import PrivateAttr
+from typer.testing import CliRunner
 
+from mmrl.cli import app
 from mmrl.components import build
+from mmrl.config.dump import dump
 from mmrl.config.resolve import load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
@@ -67,33 +70,75 @@ def test_a_run_names_its_rewards_and_is_not_resumed_with_others(tmp_path: Path) 
     assert fingerprint(first.stages[0].rewards["dense"].reward) == fingerprint(same.stages[0].rewards["dense"].reward)
 
 
+OWN = """
+from mmrl.reward import Reward
+
+
+class Own(Reward):
+    def setup(self, device):
+        {setup}
+
+    def score(self, samples):
+        return [0.0 for _ in samples]
+"""
+
+
+def written(folder: Path, setup: str) -> None:
+    """A config in `folder` with a reward that does `setup` when it is loaded."""
+    (folder / "own.py").write_text(OWN.format(setup=setup))
+    (folder / "run.yaml").write_text(CONFIG.replace("own.py:own", "own.py:Own"))
+
+
 def test_a_run_whose_rewards_cannot_load_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own.py").write_text(
-        "from mmrl.reward import Reward\nclass Own(Reward):\n    def setup(self, device):\n        open('no such weights')\n"
-        "    def score(self, samples):\n        return []\n"
-    )
-    (tmp_path / "run.yaml").write_text(CONFIG.replace("own.py:own", "own.py:Own"))
+    written(tmp_path, "open('no such weights')")
     monkeypatch.chdir(tmp_path)
-    for folder in ([], ["run.dir=mine"], ["run.dir=runs/run/001"]):  # the last: as a launcher that has claimed it
-        if folder == ["run.dir=runs/run/001"]:
-            claim_next(Path("runs/run"))
+    for folder in ([], ["run.dir=mine"]):
         with pytest.raises(UserError, match="cannot be loaded: FileNotFoundError"):
             train("run.yaml", ["run.device=cpu", *folder], resume=False)
         assert not list(tmp_path.glob("runs/run/*")) and not Path("mine").exists()
 
 
+def test_a_launcher_whose_processes_do_not_start_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, "pass")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    asked: list[list[str]] = []
+    monkeypatch.setattr("mmrl.launch.run", lambda arguments, processes: asked.append(list(arguments)) or 2)
+    assert CliRunner().invoke(app, ["train", "run.yaml", "--nproc", "2"]).exit_code == 2
+    assert asked == [["train", "run.yaml", "run.num_processes=2"]] and not Path("runs").exists()
+
+
+def test_a_folder_in_use_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "raise AssertionError('loaded beside the run that works there')")
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(tmp_path / "mine")
+    folder.create(dump(load("run.yaml", ["run.device=cpu", "run.dir=mine"])), {})
+    held = folder.lock()
+    with pytest.raises(UserError, match="in use by a running process"):
+        train("run.yaml", ["run.dir=mine"], resume=True)
+    held.close()
+
+
+def test_a_run_that_ended_while_another_loaded_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(
+        tmp_path, "import pathlib; pathlib.Path('mine').mkdir(); pathlib.Path('mine/metrics.jsonl').write_text('{}\\n')"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="mine holds a run already; continue it with --resume"):
+        train("run.yaml", ["run.device=cpu", "run.dir=mine"], resume=False)
+    assert Path("mine/metrics.jsonl").read_text() == "{}\n" and not Path("mine/config.yaml").exists()
+
+
 def test_a_folder_that_holds_anything_is_never_given_back(tmp_path: Path) -> None:
-    root = tmp_path / "runs"
-    full, empty, own = claim_next(root), claim_next(root), tmp_path / "7"
+    full, empty = claim_next(tmp_path), claim_next(tmp_path)
     (full / "note").write_text("mine")
-    own.mkdir()
-    for folder in (full, empty, own, root / "absent"):
-        unclaim(folder, root)
-    assert full.is_dir() and not empty.exists() and own.is_dir()
-    named = root / "named"
-    named.mkdir()
-    unclaim(named, root)
-    assert named.is_dir()
+    for folder in (full, empty, tmp_path / "absent"):
+        unclaim(folder)
+    assert full.is_dir() and not empty.exists()
 
 
 class Weighs(Reward):

@@ -22,9 +22,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from mmrl.errors import RunError
-
-EXPECTED = "MMRL_NUM_PROCESSES"
-"""Set by `mmrl train --nproc N` for its workers: the number of processes that was asked for."""
+from mmrl.launch import EXPECTED
 
 
 class Group:

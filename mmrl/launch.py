@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.distributed import EXPECTED, usable_cores
-
+EXPECTED = "MMRL_NUM_PROCESSES"
+"""Tells the workers of `mmrl train --nproc N` the number of processes that was asked for."""
 ERRORS = "MMRL_ERRORS"
 """Folder in which workers other than rank 0 leave the one line that says why they stopped."""
 
@@ -28,6 +28,8 @@ def run(arguments: Sequence[str], processes: int) -> int:
 
     When one fails the others are stopped. Returns the first non-zero exit code, or 0.
     """
+    from mmrl.distributed import usable_cores  # torch, which `mmrl --help` need not wait for
+
     with tempfile.TemporaryDirectory() as errors:
         base = {
             **os.environ,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,8 @@ def test_every_component_resolves_to_a_documented_component() -> None:
 def test_no_mutable_module_state_is_needed_to_register_a_component() -> None:
     with pytest.raises(ValueError, match="did you mean 'group'"):
         components.resolve("advantage", "grup")
+
+
+def test_the_command_line_answers_without_torch() -> None:
+    code = "import sys, mmrl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -234,7 +234,7 @@ def test_web_pages_get_nothing_from_a_server_without_a_token(server: Server) -> 
         found = httpx.get(f"{server.url}/v1/info", headers={"Host": host, **more}, trust_env=False)
         assert found.status_code == status, host
     found = httpx.post(f"{server.url}/v1/score", headers={"Origin": "http://evil.example"}, trust_env=False, **form)
-    assert found.status_code == 400 and "answers programs" in found.json()["error"]["message"]
+    assert found.status_code == 400 and "answers only programs" in found.json()["error"]["message"]
 
 
 def test_a_stopped_server_ends_what_it_began_and_what_comes_later_has_failed(tmp_path: Path) -> None:

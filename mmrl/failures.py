@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmrl.errors import RunError, UserError
-from mmrl.rollout import FAILED, Scores
 
 
 @dataclass
@@ -31,11 +30,6 @@ class FailureBudget:
             raise UserError(
                 f"a failure budget needs a share in 0..1 and a window of 1 or more, got {self.share}, {self.window}"
             )
-
-    @staticmethod
-    def count(scores: Scores) -> tuple[int, int]:
-        """(failed, all) samples of one process: failed where any reward failed, held-out ones included."""
-        return int((scores.status == FAILED).any(axis=1).sum()), len(scores.status)
 
     def add(self, failed: int, total: int, messages: Sequence[str] = ()) -> None:
         """Take in one step; raises RunError if it exceeds the budget.

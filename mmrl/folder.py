@@ -88,13 +88,6 @@ class RunFolder:
         file.flush()
         return file
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl; a last line cut off by a crash is left out."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
     def keep_metrics(self, count: int) -> None:
         """Drop every line after the first `count` (what a crashed run wrote after its last checkpoint)."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics.is_file() else []

@@ -124,15 +124,12 @@ class Rescorer:
 
     def _seen(self, table: Table) -> tuple[Floats, Scored]:
         """The total and what the advantages see of it, as in `mmrl.stages`."""
-        rewards = self.rewards
-        scores = Scores(rewards.names, table.values, table.status)
-        total, components = rewards.total(scores, table.group), rewards.composed(scores, table.group)[0]
-        raw = table.scored(total, rewards.names, rewards.weights, components)
+        raw = table.scored(self.rewards)
         scored = self.objective.shaped(raw if self.history is None else self.history.known(raw))
         refill = self.section.curriculum.refill
         if refill is not None:
             scored = admitted(scored, self.section.prompts_per_step, refill.low, refill.high)
-        return total, scored
+        return raw.reward, scored
 
     def _check_apart(self, kept: Kept, scores: Scores, advantage: Floats) -> None:
         """Of a part of a step only advantages that look at nothing but their group (and its sub-questions) can be told."""

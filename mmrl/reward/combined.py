@@ -11,14 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from mmrl.compose.transform import Seen, Transform
 from mmrl.errors import UserError
 from mmrl.reward.base import Graded, Reward, lacking
 from mmrl.reward.parts import file_parts, restore_parts, take_parts
 from mmrl.reward.scored import outcomes, places, printable
-from mmrl.rollout import FAILED, OK, SKIPPED, STATUS_NAMES, Prompt, Sample, Scores
+from mmrl.rollout import FAILED, OK, SKIPPED, Prompt, Sample, Scores
 
 
 class Use(NamedTuple):
@@ -75,11 +74,6 @@ class RewardSet:
                     f"lower is better for reward '{name}', so its weight {weight:g} would teach the opposite; "
                     f"set the weight to {-weight:g} or hold the reward out"
                 )
-
-    def setup(self, device: torch.device) -> None:
-        """Let every reward load what it needs."""
-        for reward in self.rewards:
-            reward.setup(device)
 
     @property
     def strict(self) -> np.ndarray:
@@ -206,13 +200,6 @@ class RewardSet:
         for name, kept in state.items():
             for transform, own in zip(self.uses[self.names.index(name)].then, kept, strict=True):
                 transform.load_state(own)
-
-    def counts(self, scores: Scores) -> dict[str, dict[str, int]]:
-        """Per reward, how many samples are ok, failed and skipped."""
-        return {
-            name: {label: int((scores.status[:, column] == code).sum()) for code, label in enumerate(STATUS_NAMES)}
-            for column, name in enumerate(scores.names)
-        }
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:

@@ -109,10 +109,8 @@ class Collector:
             number += 1
             table = Table.join(tables)
             scores = Scores(self.rewards.names, table.values, table.status)
-            total = self.rewards.total(scores, table.group)
-            raw = table.scored(
-                total, self.rewards.names, self.rewards.weights, self.rewards.composed(scores, table.group)[0]
-            )
+            raw = table.scored(self.rewards)
+            total = raw.reward
             if self.history is not None:
                 raw = self.history.known(raw)
             scored = self.objective.shaped(raw)

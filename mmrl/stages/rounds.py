@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmrl.advantage.tree import apart
 from mmrl.advantage.types import Floats, Ints, Scored
+from mmrl.reward import RewardSet
 from mmrl.rollout import FAILED, Draw, Rollout, Scores
 
 PARTS = 1 << 16
@@ -107,16 +108,17 @@ class Table:
             _joined([part.log_prob for part in parts]),
         )
 
-    def scored(self, total: Floats, names: tuple[str, ...], weights: Sequence[float], components: Floats) -> Scored:
-        """As advantages see it, with the reward `total (N,)`, the sum of the `components (N, K)`."""
+    def scored(self, rewards: RewardSet) -> Scored:
+        """As advantages see it: the reward of a sample is its total by `rewards`, whose scores these are."""
+        scores = Scores(rewards.names, self.values, self.status)
         return Scored(
-            reward=total,
+            reward=rewards.total(scores, self.group),
             group=self.group,
-            components=components,
+            components=rewards.composed(scores, self.group)[0],
             scores=self.values,
             failed=self.status == FAILED,
-            weights=np.asarray(weights),
-            names=names,
+            weights=np.asarray(rewards.weights),
+            names=rewards.names,
             answers=self.answers if self.has_answers else None,
             prompts=self.prompts,
             parent=self.parent,

@@ -19,7 +19,7 @@ from mmrl.config import load
 from mmrl.config.schema import Config, RLStage, Spec, SupervisedStage
 from mmrl.generative.plan import DiffusionPlan, FlowPlan
 from mmrl.generative.train import TrainSpec
-from mmrl.reward import RewardSet
+from mmrl.reward import RewardSet, set_up
 from mmrl.rollout import OK, SKIPPED, Prompt, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def test_reward_class_runs(tmp_path: Path) -> None:
     reward = components.build("reward", {"name": "contrast.py:Contrast", "limit": 0.4}, tmp_path)
     rewards = RewardSet({"contrast": (reward, 1.0)})
     rewards.check_trained()
-    rewards.setup(torch.device("cpu"))
+    set_up(reward, "contrast", torch.device("cpu"))
     scores = rewards.score([picture(250), picture(40), Sample(Prompt("b", "text only"))])
     assert not scores.messages
     assert scores.status[:, 0].tolist() == [OK, OK, SKIPPED]

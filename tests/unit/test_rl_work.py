@@ -271,6 +271,20 @@ def test_how_scores_came_about_is_counted() -> None:
     assert sum(counted.values()) == 24 and counted["reward/ones/how=digit1"] > 0
 
 
+def test_a_sample_on_which_two_rewards_fail_is_one_failure() -> None:
+    class Half(Ones):
+        """Fails on every second sample."""
+
+        def score(self, samples: Any) -> list[float]:
+            return [np.nan if row % 2 else 1.0 for row in range(len(samples))]
+
+    own, meter, policy = stage(Objective(DrAdvantage())), Meter(), ToyPolicy()
+    own.rewards = {"a": (Half(), 1.0), "b": (Half(), 1.0)}
+    made = work(policy, own)
+    gradients(policy, made.updates(0, meter))
+    assert list(made.collector.tally.budget.steps) == [(12, 24)] and meter.reduce(FakeGroup())["failed"] == 12
+
+
 def test_dcpo_remembers_prompts_over_steps_and_a_resume() -> None:
     """Prompts come back every third step; the memory is in the state, as JSON holds it."""
 

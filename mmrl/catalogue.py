@@ -52,8 +52,8 @@ def _options(model: type[BaseModel], under: str = "") -> list[dict[str, str]]:
 
 def _meaning(model: type[BaseModel], key: str) -> str:
     """The description of a field, or of the nearest base's that it takes the place of."""
-    fields = [one.model_fields[key] for one in model.__mro__ if key in getattr(one, "model_fields", {})]
-    return next((field.description for field in fields if field.description), "")
+    fields = [getattr(one, "model_fields", {}).get(key) for one in model.__mro__]
+    return next((field.description for field in fields if field is not None and field.description), "")
 
 
 def _known(kind: str) -> str:

@@ -124,18 +124,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def newest(root: Path) -> Path | None:
-    """The numbered folder with the highest number."""
-    numbered = [path for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
-    return max(numbered, key=lambda path: int(path.name), default=None)
+def numbered(root: Path) -> list[Path]:
+    """What is called `root/NUMBER`, the highest number first."""
+    found = [path for path in root.iterdir() if path.name.isdecimal()] if root.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def claim_next(root: Path) -> Path:
     """Make `root/001`, or the first number after the highest one there, for the caller alone."""
     root.mkdir(parents=True, exist_ok=True)
     while True:
-        last = newest(root)
-        folder = root / f"{int(last.name) + 1 if last is not None else 1:03d}"
+        last = max((int(path.name) for path in numbered(root)), default=0)
+        folder = root / f"{last + 1:03d}"
         try:
             folder.mkdir()
         except FileExistsError:  # another run was quicker

@@ -15,7 +15,7 @@ from mmrl.config.dump import differences, dump
 from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
-from mmrl.folder import RunFolder, claim_next, newest, open_run, unclaim, write_json
+from mmrl.folder import RunFolder, claim_next, numbered, open_run, unclaim, write_json
 from mmrl.policy import Policy
 from mmrl.report.html import write_report
 from mmrl.reward import Use, set_up
@@ -25,7 +25,8 @@ from mmrl.trainer import Interrupted, Trainer, restore_weights
 
 
 def choose_folder(resolved: Resolved, resume: bool) -> Path:
-    """`run.dir`, or the next free `runs/NAME/001` (which is made); with `resume`, the newest one there."""
+    """`run.dir`, or the next free `runs/NAME/001` (which is made); with `resume`, the newest one there in which a run
+    began."""
     run = resolved.config.run
     if run.dir is not None:
         folder = Path(run.dir)
@@ -35,7 +36,7 @@ def choose_folder(resolved: Resolved, resume: bool) -> Path:
     root = Path("runs") / (run.name or resolved.source.name)
     if not resume:
         return claim_next(root)
-    last = newest(root)
+    last = next((path for path in numbered(root) if RunFolder(path).config.is_file()), None)
     if last is None:
         raise UserError(f"nothing to resume: no run in {root.absolute()}; name its folder with run.dir=PATH")
     return last

@@ -20,7 +20,7 @@ from mmrl.errors import RunError, UserError
 from mmrl.folder import RunFolder, claim_next, unclaim
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint
-from mmrl.run import record_rewards, set_up_rewards, train
+from mmrl.run import choose_folder, record_rewards, set_up_rewards, train
 
 CONFIG = """
 policy: {name: tiny_sd3}
@@ -131,6 +131,19 @@ def test_a_run_that_ended_while_another_loaded_is_not_written_over(
     with pytest.raises(UserError, match="mine holds a run already; continue it with --resume"):
         train("run.yaml", ["run.device=cpu", "run.dir=mine"], resume=False)
     assert Path("mine/metrics.jsonl").read_text() == "{}\n" and not Path("mine/config.yaml").exists()
+
+
+def test_a_folder_in_which_no_run_began_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it loads leaves one."""
+    written(tmp_path, "pass")
+    monkeypatch.chdir(tmp_path)
+    own = load("run.yaml", [])
+    first = claim_next(Path("runs/run"))
+    with pytest.raises(UserError, match="nothing to resume: no run in"):
+        choose_folder(own, resume=True)
+    RunFolder(first).create(dump(own), {})
+    claim_next(Path("runs/run"))
+    assert choose_folder(own, resume=True) == first
 
 
 def test_a_folder_that_holds_anything_is_never_given_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,21 @@ def run(arguments: Sequence[str], processes: int) -> int:
             for rank in range(processes)
         ]
         code = _wait(workers)
-        shown: set[str] = set()
-        for file in sorted(Path(errors).iterdir()):
-            message = file.read_text(encoding="utf-8")
-            if file.name != "0" and message not in shown:
-                print(f"rank {file.name}: {message}", file=sys.stderr)
-            shown.add(message)
+        files = sorted(Path(errors).iterdir(), key=lambda file: int(file.name))
+        for line in others({file.name: file.read_text(encoding="utf-8") for file in files}):
+            print(line, file=sys.stderr)
     return code
+
+
+def others(said: Mapping[str, str]) -> list[str]:
+    """What is to be told beside the line of rank 0, which prints its own: those `said` by other ranks, by rank, that no rank before
+    said, nor told about this one ("error: rank 1: ...")."""
+    lines = list(said.values())
+    return [
+        f"rank {rank}: {line}"
+        for place, (rank, line) in enumerate(said.items())
+        if rank != "0" and not any(line.removeprefix("error: ") in one for one in lines[:place])
+    ]
 
 
 def _die_with_parent() -> None:

@@ -18,6 +18,7 @@ from mmrl.config.resolve import load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
 from mmrl.folder import RunFolder, claim_next, unclaim
+from mmrl.launch import others
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint
 from mmrl.run import choose_folder, record_rewards, set_up_rewards, train
@@ -108,6 +109,16 @@ def test_a_launcher_whose_processes_do_not_start_leaves_no_folder(
     monkeypatch.setattr("mmrl.launch.run", lambda arguments, processes: asked.append(list(arguments)) or 2)
     assert CliRunner().invoke(app, ["train", "run.yaml", "--nproc", "2"]).exit_code == 2
     assert asked == [["train", "run.yaml", "run.num_processes=2"]] and not Path("runs").exists()
+
+
+def test_a_launcher_tells_every_reason_once() -> None:
+    about = {"0": "error: rank 1: no weights", "1": "error: no weights", "2": "error: rank 1: no weights"}
+    assert others(about) == []
+    assert others({"0": "error: a", "1": "error: b", "2": "error: b", "3": "interrupted"}) == [
+        "rank 1: error: b",
+        "rank 3: interrupted",
+    ]
+    assert others({"1": "error: a"}) == ["rank 1: error: a"]
 
 
 def test_a_folder_in_use_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

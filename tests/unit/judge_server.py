@@ -90,6 +90,9 @@ class JudgeServer:
         self.server.server_close()
 
 
+Serve = Callable[[Callable[[dict[str, Any]], Any]], JudgeServer]
+
+
 def _completion(found: Any) -> dict[str, Any]:
     if isinstance(found, dict):
         top = [{"token": token, "logprob": value} for token, value in found.items()]

@@ -6,7 +6,7 @@ import gzip
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,23 +17,9 @@ from mmrl.rewards.judge import chat
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, UnifiedReward
 from mmrl.rollout import FAILED, OK, Prompt, Sample
-from tests.unit.judge_server import JudgeServer, Raw
+from tests.unit.judge_server import JudgeServer, Raw, Serve
 
-Serve = Callable[..., JudgeServer]
 FIVE = '{"reason": "", "score": 5}'
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def ready(kind: Any, server: JudgeServer, options: dict[str, Any] | None = None, **endpoint: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,7 @@ from mmrl.rewards.judge.identity import Identity
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Rubric
 from mmrl.rollout import FAILED, OK, Prompt, Sample
-from tests.unit.judge_server import JudgeServer, user_text
-
-Serve = Callable[..., JudgeServer]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+from tests.unit.judge_server import JudgeServer, Serve, user_text
 
 
 def ready(kind: Any, server: JudgeServer, options: dict[str, Any] | None = None, **endpoint: Any) -> Any:

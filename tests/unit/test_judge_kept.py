@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,9 @@ from mmrl.rewards.judge.pointwise import Judge, Rubric
 from mmrl.rewards.judge.question import show
 from mmrl.rollout import FAILED, OK, Prompt, Sample
 from mmrl.video import write_video
-from tests.unit.judge_server import JudgeServer, Raw, pictures, user_text
+from tests.unit.judge_server import JudgeServer, Raw, Serve, pictures, user_text
 
-Serve = Callable[..., JudgeServer]
 THREE = '{"score": 3}'
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def ready(kind: Any, server: JudgeServer, options: dict[str, Any] | None = None, **endpoint: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,7 @@ from mmrl.rewards.judge.question import block, escaped
 from mmrl.rewards.judge.verdict import shares
 from mmrl.rewards.remote.media import png
 from mmrl.rollout import FAILED, OK, Prompt, Sample
-from tests.unit.judge_server import JudgeServer, pictures, user_text
-
-Serve = Callable[..., JudgeServer]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+from tests.unit.judge_server import JudgeServer, Serve, pictures, user_text
 
 
 def ready(kind: Any, server: JudgeServer, **options: Any) -> Any:

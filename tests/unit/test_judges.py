@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,7 @@ from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, Perception, Rubric, UnifiedReward
 from mmrl.rewards.judge.verdict import json_object, yes_share
 from mmrl.rollout import FAILED, OK, Prompt, Sample
-from tests.unit.judge_server import JudgeServer, pictures, user_text
-
-Serve = Callable[..., JudgeServer]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+from tests.unit.judge_server import JudgeServer, Serve, pictures, user_text
 
 
 def ready(kind: Any, server: JudgeServer, options: dict[str, Any] | None = None, **endpoint: Any) -> Any:

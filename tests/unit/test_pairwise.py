@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from mmrl.reward.pairwise import PairwiseReward, Verdict, pairs_of
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.verdict import answered_winner
 from mmrl.rollout import FAILED, OK, Prompt, Sample
-from tests.unit.judge_server import JudgeServer, user_text
+from tests.unit.judge_server import JudgeServer, Serve, user_text
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "data" / "prefgrpo__win_rate_think.json").read_text())
 
@@ -202,22 +202,6 @@ def test_the_embedded_judge_prefers_what_the_verifier_credits() -> None:
     pictures = [render(sample_scene(target, rng)) for target in (right, other, right)]
     found = ShapePairs().score([Sample(prompt, images=(one,)) for one in pictures])
     assert found == [0.75, 0.0, 0.75]
-
-
-Serve = Callable[[Callable[[dict[str, Any]], Any]], JudgeServer]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[JudgeServer] = []
-
-    def start(answer: Callable[[dict[str, Any]], Any]) -> JudgeServer:
-        servers.append(JudgeServer(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def place_of(body: dict[str, Any], word: str) -> int:

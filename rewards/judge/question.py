@@ -142,7 +142,10 @@ def published(samples: Sequence[Sample], task: str, media: Media) -> list[dict[s
     prompt = samples[0].prompt
     parts = [*media.sources(prompt), *(part for sample in samples for part in media.output(sample))]
     shown = [part for part in parts if part["type"] == "image_url"]
-    return [{"role": "user", "content": [*shown, text(task.replace("{prompt}", escaped(prompt.text)))]}]
+    worded = escaped(prompt.text).replace(
+        "&amp;", "&"
+    )  # "black & white" as in training: no block that a reference could close
+    return [{"role": "user", "content": [*shown, text(task.replace("{prompt}", worded))]}]
 
 
 def pair(first: Sample, second: Sample, instruction: str, media: Media) -> list[dict[str, Any]]:

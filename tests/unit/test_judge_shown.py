@@ -198,12 +198,12 @@ TASK = "Text Caption: [{prompt}] {{ }}"
 
 def test_a_published_prompt_is_all_that_a_checkpoint_is_told(serve: Serve) -> None:
     server = serve(lambda body: "Final Score: 4")
-    prompt = Prompt("p", "a <red> circle", (picture(1),), target="secret")
+    prompt = Prompt("p", "black & white <red> &lt; circle", (picture(1),), target="secret")
     found = ready(UnifiedReward, server, version="v1.5", task=TASK).score([Sample(prompt, images=(picture(2),))])
     assert found == [0.75]
     (message,) = server.bodies[0]["messages"]
     assert message["role"] == "user" and [part["type"] for part in message["content"]] == ["image_url"] * 2 + ["text"]
-    assert message["content"][-1]["text"] == "Text Caption: [a &lt;red&gt; circle] {{ }}"
+    assert message["content"][-1]["text"] == "Text Caption: [black & white &lt;red&gt; &lt; circle] {{ }}"
     assert pictures(server.bodies[0])[0] != pictures(server.bodies[0])[1]
 
 

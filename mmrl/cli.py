@@ -90,7 +90,7 @@ def list_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Show everything that a config can name."""
+    """Show everything that a config can name; with KIND and NAME all about one, its options too."""
     from mmrl.catalogue import about, catalogue
     from mmrl.terminal import show_line, show_table
 
@@ -111,11 +111,13 @@ def list_(
         print(json.dumps(entries, indent=1))
         return
     console = Console()
+    left_out = ("class", "options")
     for name, rows in entries.items():
-        left_out = {"options", "class"} if console.is_terminal and name == "reward" else set()
         headings = [key for key in (rows[0] if rows else ["name"]) if key not in left_out]
         show_table(console, headings, [[row[key] for key in headings] for row in rows], name)
-        show_line(console, "(options of one: mmrl list rewards NAME; of all: --json, or in a pipe)" if left_out else "")
+        show_line(console, "")
+    if any("class" in row for rows in entries.values() for row in rows):
+        show_line(console, "not shown: options (of one: mmrl list KIND NAME) and classes (both of all: --json)")
 
 
 @data_app.command()

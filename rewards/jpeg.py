@@ -26,6 +26,7 @@ class JpegSize(Reward):
     needs = ("image",)
     licence = "Apache-2.0"
     quality: int = Field(default=95, ge=1, le=100)
+    """JPEG quality; a higher one makes larger files."""
 
     def size(self, sample: Sample) -> float:
         """kB / 500. Raises ValueError for an image that is not uint8 RGB."""

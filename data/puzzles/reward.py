@@ -27,6 +27,7 @@ class PuzzleReward(Reward):
     needs = ("text",)
     licence = "Apache-2.0"
     mode: Literal["partial", "exact", "parsed", "format"] = "partial"
+    """What a score says: the class text above has the modes."""
 
     def inputs(self) -> tuple[Need, ...]:
         """A text, and for all modes but `format` the target of its prompt."""

@@ -23,6 +23,7 @@ class WorldReward(Reward):
     range = (-4.0, 1.0)
     licence = "Apache-2.0"
     mode: str = "dense"
+    """What a score says: the class text above has the modes."""
     tolerance: float = Field(default=TOLERANCE, gt=0)
     """Largest colour distance, per channel on [-1, 1], at which a pixel still belongs to a palette colour."""
 
@@ -73,6 +74,7 @@ class ShapePairs(PairwiseReward):
     needs = ("image", "target")
     licence = "Apache-2.0"
     margin: float = Field(default=0.02, ge=0)
+    """Largest difference of the dense credit (0 to 1) that is a tie."""
 
     def compare(self, pairs: Sequence[tuple[Sample, Sample]]) -> list[Verdict]:
         judge = ShapeReward(mode="dense")

@@ -37,7 +37,9 @@ class PairJudge(AskingReward, PairwiseReward):
     """
 
     task: str = "Decide which candidate fulfils the prompt better, in content and in quality."
+    """What is to be decided, in your words; for the other forms the checkpoint's published prompt, with `{prompt}`."""
     form: Literal["schema", "think", "flex", "shares"] = "schema"
+    """How the judge answers: JSON with the winner, or as the published checkpoints were trained to."""
     category_weight: float = Field(default=0.5, ge=0, le=1)
     """`flex`: the categories' part in the verdict, beside the overall winner's."""
 

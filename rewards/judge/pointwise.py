@@ -102,6 +102,7 @@ class Judge(JudgeReward):
     task: str = "Judge how well the result fulfils the prompt."
     """What is to be judged, in your words."""
     form: Literal["score", "yes_no"] = "score"
+    """`score`: a number from `low` to `high`; `yes_no`: the probability that the first token says yes."""
     low: FiniteFloat = 1.0
     """The lowest number that the judge may give; it is worth 0."""
     high: FiniteFloat = 5.0
@@ -145,8 +146,11 @@ class Item(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     text: str
+    """A statement about the result that holds or not."""
     weight: FiniteFloat = 1.0
+    """What it weighs; negative: it should not hold."""
     hard: bool = False
+    """The score is 0 where it fails."""
 
 
 class Rubric(JudgeReward):
@@ -253,9 +257,11 @@ class UnifiedReward(JudgeReward):
     range = (0.0, 1.0)
     licence = "MIT (code); weights: see the model card"
     version: Literal["v1.5", "v2.0", "edit"] = "v2.0"
+    """Of the checkpoint; it says what form the answer has."""
     task: str
     """The checkpoint's published prompt."""
     reference: bool = False
+    """Show the judge the prompt's target as a reference."""
 
     def question(self, sample: Sample) -> list[dict[str, Any]]:
         if "{prompt}" in self.task:

@@ -31,7 +31,9 @@ class PictureModel(Reward):
     hub_revision: str | None = None
     """Branch, tag or commit of a hub id."""
     batch_size: int = Field(default=16, ge=1)
+    """Pictures per forward pass; more take more memory."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the model computes in."""
 
     _device: torch.device = PrivateAttr(default_factory=lambda: torch.device("cpu"))
     _model: Any = PrivateAttr(default=None)

@@ -97,6 +97,7 @@ class ClipScore(HfSimilarity):
     licence = "MIT (openai/clip-vit-large-patch14)"
     path: str = "openai/clip-vit-large-patch14"
     form: Literal["cosine", "percent"] = "cosine"
+    """`cosine`, or `percent`: max(100 cosine, 0)."""
 
     def limits(self) -> tuple[float | None, float | None]:
         return (-1.0, 1.0) if self.form == "cosine" else (0.0, 100.0)
@@ -116,6 +117,7 @@ class PickScore(HfSimilarity):
     path: str = "yuvalkirstain/PickScore_v1"
     processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     form: Literal["raw", "div26", "cosine"] = "raw"
+    """`raw`: the cosine times the model's logit scale; `div26`: that over 26; `cosine`: the plain cosine."""
 
     def scaled(self, cosine: Tensor) -> Tensor:
         if self.form == "cosine":
@@ -128,6 +130,7 @@ class OpenClipSimilarity(Similarity):
     """A model of open_clip, by its architecture and its weights (`path`: a file, or one of open_clip's pretrained tags)."""
 
     architecture: str = "ViT-H-14"
+    """As open_clip calls it."""
     antialias: bool = True
     """False reproduces pictures that were shrunk without it (torchvision before 0.17)."""
 
@@ -200,6 +203,7 @@ class Hps(OpenClipSimilarity):
     licence = "Apache-2.0"
     path: str = "xswu/HPSv2"
     version: Literal["v2.0", "v2.1"] = "v2.1"
+    """Which weights of `path`; scores of the two do not compare."""
 
     def make(self, open_clip: Any) -> nn.Module:
         name = "HPS_v2.1_compressed.pt" if self.version == "v2.1" else "HPS_v2_compressed.pt"

@@ -61,9 +61,11 @@ class Headed(Reward):
     hub_revision: str | None = None
     """Branch, tag or commit of a hub id in `path`."""
     base_revision: str | None = None
+    """Branch, tag or commit of a hub id in `base`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the backbone; the head is float32."""
     batch_size: int = Field(default=4, ge=1)
+    """Samples per forward pass; more take more memory."""
     positions: Literal["sequential", "mrope"] = "sequential"
     """`sequential` is what the originals were trained with."""
     lora_alpha: float | None = Field(default=None, gt=0)

@@ -39,6 +39,7 @@ class HpsV3(Headed):
     """Score videos instead of pictures: `mean` over all frames for the prompt `neutral`, or over the `best` 30 % of them for the
     sample's own prompt (GenRL)."""
     neutral: str = "A high-quality image"
+    """`video: mean`: the prompt for which frames are scored."""
     every: int = Field(default=1, ge=1)
     """Videos: one of so many frames is looked at."""
 

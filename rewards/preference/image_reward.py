@@ -108,6 +108,7 @@ class ImageReward(PictureModel):
     licence = "Apache-2.0"
     path: str = "THUDM/ImageReward"
     tokenizer: str = "google-bert/bert-base-uncased"
+    """Hub id or folder of the tokenizer."""
 
     _tokenizer: Any = PrivateAttr(default=None)
 

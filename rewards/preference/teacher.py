@@ -112,6 +112,7 @@ class VqaScore(Teacher):
 
     range = (0.0, 1.0)
     mode: Literal["token_prob", "yes_no", "sequence"] = "token_prob"
+    """`token_prob`: P(Yes) as the first token; `yes_no`: that over yes and no; `sequence`: exp of the answer's mean log-prob."""
     question: str = 'Does this figure show "{}"? Please answer yes or no.'
     """`{}` is the prompt."""
 
@@ -140,8 +141,11 @@ class PromptEcho(Teacher):
 
     range = (None, None)
     query: str = "Describe this image in one sentence."
+    """What the model is asked; the prompt is taken for its answer."""
     reduce: Literal["mean", "sum"] = "mean"
+    """Over the prompt's tokens: mean or sum of the log-probs."""
     baseline: bool = False
+    """Subtract what a grey picture of the same size scores."""
 
     def rate(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> Tensor:
         found = self._echo(pictures, prompts)

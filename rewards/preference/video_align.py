@@ -46,6 +46,7 @@ class VideoAlign(Headed):
     base: str = "Qwen/Qwen2-VL-2B-Instruct"
     batch_size: int = Field(default=2, ge=1)
     of: Literal["overall", "vq", "mq", "ta"] = "overall"
+    """`vq`: visual quality, `mq`: motion, `ta`: fit to the prompt, `overall`: their sum."""
     normalise: bool = True
     """z-scores with the constants of the checkpoint's JSON, or the published ones; false: the head's raw outputs."""
     rubric: str | None = None
@@ -53,6 +54,7 @@ class VideoAlign(Headed):
     fps: float | None = Field(default=None, gt=0)
     """Frames per second that are looked at; default: what the checkpoint's JSON says, or 2."""
     min_pixels: int = Field(default=128 * 28 * 28, ge=28 * 28)
+    """Per frame; smaller frames are enlarged."""
     max_pixels: int | None = Field(default=None, ge=28 * 28)
     """Per frame; default: what the checkpoint's JSON says, or 200704."""
     grey: bool = False

@@ -19,6 +19,7 @@ class FormatReward(Reward):
     needs = ("text",)
     licence = "Apache-2.0"
     form: Form = "think_answer"
+    """The form that is asked for; `regex`: that of `pattern`."""
     pattern: str = ""
     """For form regex: what the whole text must match; "." matches line breaks."""
     opened: bool = False

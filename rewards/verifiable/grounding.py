@@ -51,6 +51,7 @@ class BboxIou(InPicture):
     measure: Literal["iou", "giou"] = "iou"
     """giou earns (1 + GIoU) / 2, so that any box is worth at least as much as none."""
     boxes: Literal["single", "matched"] = "single"
+    """`single`: the answer's last box against one target; `matched`: all boxes, matched one to one."""
     threshold: float | None = Field(default=None, gt=0, le=1)
     """1 if a pair's measure reaches it, else 0; without it, the measure itself."""
     labels: bool = False

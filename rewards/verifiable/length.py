@@ -46,6 +46,7 @@ class Overlong(Reward):
     limit: int = Field(ge=1)
     """Tokens from which on the penalty is full; usually the most that the policy may generate."""
     buffer: int = Field(default=0, ge=0)
+    """Tokens below `limit` over which the penalty grows."""
 
     @model_validator(mode="after")
     def _buffer_fits(self) -> Overlong:
@@ -72,9 +73,11 @@ class CosineLength(Reward):
     longest: int = Field(ge=1)
     """Tokens from which on the length makes no more difference."""
     right_from: float = 1.0
+    """Lowest score of `of` that is right."""
     right: tuple[float, float] = (1.0, 0.5)
     """Worth of a right answer of no length, and of the longest."""
     wrong: tuple[float, float] = (-0.5, 0.0)
+    """Worth of a wrong answer of no length, and of the longest."""
     _judge: Any = PrivateAttr(None)
 
     @model_validator(mode="after")

@@ -63,11 +63,13 @@ class MathReward(VerifiableReward):
     """
 
     engine: Literal["math_verify", "numbers"] = "math_verify"
+    """`math_verify`: formulas too, by that package; `numbers`: texts and numbers, without a package."""
     relative: float = Field(default=1e-4, ge=0, lt=1)
     """Largest relative difference of two numbers in decimals; two whole numbers must be the same."""
     limit: float = Field(default=5.0, gt=0)
     """Seconds of processor time for one comparison by math-verify."""
     workers: int = Field(default=1, ge=1, le=64)
+    """Processes of math-verify."""
     _pool: Any = PrivateAttr(None)
 
     def setup(self, device: Device) -> None:

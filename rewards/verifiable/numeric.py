@@ -19,7 +19,9 @@ class NumberReward(VerifiableReward):
     """
 
     relative: float = Field(default=1e-6, ge=0)
+    """Largest difference from the target, as a share of the target."""
     absolute: float = Field(default=1e-9, ge=0)
+    """Largest difference from the target, as a number; the larger of the two counts."""
 
     def grade(self, case: Case) -> tuple[Parsed[Any], float]:
         """Raises ValueError for a target that is no number."""
@@ -34,6 +36,7 @@ class RelaxedNumber(VerifiableReward):
     """1 if the answer is within 5 % of a number (50% is 0.5), or the same word where the target is no number."""
 
     tolerance: float = Field(default=0.05, ge=0, lt=1)
+    """Largest difference from the target, as a share of the target."""
 
     def grade(self, case: Case) -> tuple[Parsed[Any], float]:
         """Raises ValueError for a target that is neither a number nor a text."""

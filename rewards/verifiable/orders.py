@@ -58,6 +58,8 @@ class Permutation(VerifiableReward):
     """
 
     mode: Mode = "exact"
+    """What an order that is not right is worth: `exact`: nothing; `displacement`: how near its pieces are to their places; `places`: the
+    share of right places; `five_or_more`: a fifth of that, for more than four pieces; `neighbours`: the share of right neighbours."""
     columns: int | None = Field(default=None, ge=1)
     """Pieces in a row of a board, for neighbours; without it the order is one row."""
 

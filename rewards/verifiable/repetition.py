@@ -51,9 +51,13 @@ class Repetition(Reward):
     needs = ("text",)
     licence = "Apache-2.0"
     mode: Literal["words", "items", "lines"] = "words"
+    """What may not repeat: n-grams of words, items of a JSON list, or lines."""
     n: int = Field(default=6, ge=1)
+    """`words`: words in an n-gram."""
     run: int = Field(default=4, ge=2)
+    """`lines`: equal lines in a row from which on it costs."""
     min_words: int = Field(default=7, ge=1)
+    """`lines`: shorter lines may repeat."""
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """One number per sample."""

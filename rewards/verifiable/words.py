@@ -25,6 +25,7 @@ class Exact(VerifiableReward):
     """1 if the answer is the target, or one of them, but for case, blanks and punctuation around it; no partial credit."""
 
     case_sensitive: bool = False
+    """Upper and lower case differ."""
 
     def grade(self, case: Case) -> tuple[Parsed[str], float]:
         """Texts are compared after `normalise`. Raises ValueError for a target that is no text."""

@@ -34,7 +34,9 @@ class Foresight(Reward):
     needs = ("video",)
     licence = "MIT (V-JEPA 2)"
     path: str = "facebook/vjepa2-vitl-fpc64-256"
+    """Hub id or folder of the weights."""
     hub_revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     frames: int = Field(default=16, ge=4)
     """Frames that are looked at, evenly from first to last."""
     seen: float = Field(default=0.5, gt=0, lt=1)

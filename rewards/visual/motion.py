@@ -34,7 +34,9 @@ class Motion(Reward):
     needs = ("video",)
     licence = "BSD-3-Clause (torchvision)"
     path: str | None = None
+    """File of RAFT's weights; default: torchvision's published ones."""
     enough: PositiveFloat = 0.1
+    """Mean flow that scores 1, in diagonals of the picture per second."""
     max_pairs: int = Field(default=16, ge=1)
     """Pairs of neighbouring frames that are looked at, evenly over the video."""
 
@@ -91,7 +93,9 @@ class TemporalConsistency(Reward):
     needs = ("video",)
     licence = "MIT (openai/clip-vit-large-patch14)"
     path: str = "openai/clip-vit-large-patch14"
+    """Hub id or folder of a CLIP."""
     batch_size: int = Field(default=32, ge=1)
+    """Frames per forward pass; more take more memory."""
 
     _clip: Any = PrivateAttr(default=None)
 

@@ -35,10 +35,15 @@ class GenEval(Reward):
     needs = ("image", "target")
     licence = "MIT (GenEval); weights: unknown"
     mode: Literal["correct", "strict", "score"] = "score"
+    """`correct`: the benchmark's rule; `strict`: exactly the asked number; `score`: the share of checks that hold."""
     detector: Literal["mask2former", "owlv2"] = "mask2former"
+    """What finds the objects; `owlv2` needs a `path`."""
     path: str = "facebook/mask2former-swin-small-coco-instance"
+    """Hub id or folder of the detector."""
     hub_revision: str | None = None
+    """Branch, tag or commit of a hub id in `path`."""
     clip: str = "openai/clip-vit-large-patch14"
+    """Hub id or folder of the CLIP that names colours."""
     threshold: float = Field(default=0.3, ge=0, le=1)
     """Objects count of which the detector is surer."""
     counting_threshold: float = Field(default=0.9, ge=0, le=1)

@@ -85,6 +85,7 @@ class Ocr(Reward):
     range = (0.0, 1.0)
     licence = "Apache-2.0 (rapidocr and its models)"
     containment: bool = True
+    """Other text around the wanted one costs nothing."""
     every: int = Field(default=4, ge=1)
     """Videos: one of so many frames is read, the score is the mean."""
     min_confidence: float = Field(default=0.0, ge=0, le=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel, ValidationError
+from typer.testing import CliRunner
 
-from mmrl.catalogue import catalogue
-from mmrl.components import build, resolve, table
+from mmrl.catalogue import about, catalogue
+from mmrl.cli import app
+from mmrl.components import build, names, resolve, table
 from mmrl.errors import UserError
 from mmrl.options import complaints
 from mmrl.reward import Reward, RewardSet
@@ -341,3 +344,19 @@ def test_the_list_says_what_rewards_look_at_and_where_they_come_from() -> None:
         "pairwise", "image, target", "[0, 1]", "higher",
     )  # fmt: skip
     assert (pick["scope"], pick["checkpoint"]) == ("pointwise", "yuvalkirstain/PickScore_v1")
+
+
+@pytest.mark.parametrize("name", names("reward"))
+def test_every_option_of_a_reward_says_what_it_is(name: str) -> None:
+    silent = {row["option"] for row in about("reward", name)["options"] if not row["what"]}
+    assert silent <= {"endpoint", "endpoint.temperature", "endpoint.seed", "url", "connect_timeout", "read_timeout"}
+
+
+def test_a_list_leaves_options_to_the_view_of_one() -> None:
+    said = CliRunner().invoke(app, ["list", "rewards"]).output
+    assert "pick_score" in said and "hub_revision" not in said and "preference.clip" not in said
+    assert said.endswith("(both of all: --json)\n")
+    assert "hub_revision" in CliRunner().invoke(app, ["list", "rewards", "pick_score"]).output
+    row = json.loads(CliRunner().invoke(app, ["list", "rewards", "--json"]).output)["reward"][0]
+    assert {"class", "options"} <= row.keys()
+    assert "--json" not in CliRunner().invoke(app, ["list", "methods"]).output

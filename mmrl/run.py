@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 
 from mmrl import checkpoint, provenance
-from mmrl.config.dump import differences, dump
+from mmrl.config.dump import anew, differences, dump, inside
 from mmrl.config.resolve import Resolved, ResolvedDraws, load
 from mmrl.distributed import Group
 from mmrl.errors import RunError, UserError
@@ -49,14 +49,19 @@ def _refuse_started(folder: RunFolder) -> None:
 
 def stored_config(config: str, overrides: Sequence[str]) -> tuple[Resolved, list[str]]:
     """What `--resume` goes on with: the run's own config.yaml, so that the options it was started with need not be said
-    again. `overrides` still apply; the caller refuses those that would make another run of it.
+    again, and may be. Of what may differ, `overrides` set anew what they name.
 
-    Also returns the keys in which `config` differs from it by now, which have no effect.
+    Also returns the keys in which `config` differs from it by now, which have no effect. Raises RunError where `overrides` would make
+    another run of it.
     """
     named = load(config, overrides, read_data=False)
     path = choose_folder(named, resume=True)
-    own = load(str(open_run(path).config), [*overrides, f"run.dir={path}"])
-    return own, [key for key, _, _ in differences(RunFolder(path).config, dump(named))]
+    folder, wanted = open_run(path), dump(named)
+    changed = differences(folder.config, wanted)
+    keys = [override.partition("=")[0] for override in overrides]
+    _same_run(folder, [one for one in changed if any(inside(one[0], key) for key in keys)])
+    own = load(str(folder.config), [*anew(wanted, overrides), f"run.dir={path}"])
+    return own, [key for key, _, _ in changed]
 
 
 def train(config: str, overrides: Sequence[str], resume: bool) -> Path:
@@ -210,7 +215,7 @@ def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, 
             folder.path.mkdir(parents=True, exist_ok=True)
             held = folder.lock()
             if resume:
-                _same_run(folder, settings)
+                _same_run(folder, differences(folder.config, settings))
             else:
                 _refuse_started(folder)  # by a run that began and ended while this one loaded its weights
                 folder.create(settings, provenance.collect(settings, seed, group.world))
@@ -220,8 +225,7 @@ def _open(folder: RunFolder, settings: dict[str, Any], resume: bool, seed: int, 
     return held
 
 
-def _same_run(folder: RunFolder, settings: dict[str, Any]) -> None:
-    changed = differences(folder.config, settings)
+def _same_run(folder: RunFolder, changed: Sequence[tuple[str, Any, Any]]) -> None:
     if changed:
         shown = "; ".join(f"{key}: was {old!r}, is {new!r}" for key, old, new in changed[:5])
         raise RunError(f"{folder.path} was started with another config, so resuming would be neither run ({shown})")

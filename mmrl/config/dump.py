@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,5 +104,24 @@ def differences(file: Path, settings: dict[str, Any]) -> list[tuple[str, Any, An
     return [(key, old.get(key), new.get(key)) for key in keys if not _may_differ(key)]
 
 
+def inside(key: str, other: str) -> bool:
+    """Whether a dotted key is `other` or stands below it."""
+    return key == other or key.startswith(f"{other}.")
+
+
+def anew(settings: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """`KEY=VALUE` for every value of `settings` that may differ and that one of `overrides` is about."""
+    keys = [override.partition("=")[0] for override in overrides]
+    found = []
+    for free in (free for free in MAY_DIFFER if any(inside(free, key) or inside(key, free) for key in keys)):
+        *sections, last = free.split(".")
+        node: Any = settings
+        for section in sections:
+            node = node.get(section) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and last in node:
+            found.append(f"{free}={json.dumps(node[last])}")
+    return found
+
+
 def _may_differ(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
+    return any(inside(key, free) for free in MAY_DIFFER)

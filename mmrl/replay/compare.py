@@ -38,7 +38,7 @@ def replay(run: Path, config: str, stage: str | None, steps: Sequence[int] | Non
     device = Group(own.config.run.device).device
     for key, reward in zip(rewards.names, rewards.rewards, strict=True):
         set_up(reward, f"reward '{key}'", device)
-    result = Replay(name, rewards)
+    result = Replay(name, "/".join(folder.path.absolute().parts[-2:]), section.name, rewards)
     with _progress(console) as progress:
         task = progress.add_task("samples", total=None)
         for place, path in enumerate(found.values()):

@@ -28,14 +28,14 @@ def show(found: Replay, console: Console) -> None:
     failed = {str(one.kept.step): _failed(one.again.status) for one in found.steps}
     failed["all"] = sum(failed.values())
     rows = [[name, one.samples, failed[name], _said(one.old_mean), _said(one.new_mean), _said(one.pearson), _said(one.spearman),
-             _share(one.flipped), _share(one.best), _said(one.moved), f"{one.flat_old} > {one.flat_new} of {one.groups}"]
+             _share(one.flipped), _share(one.best), _said(one.moved), f"{one.flat_old} -> {one.flat_new} of {one.groups}"]
             for name, one in shifts(found).items()]  # fmt: skip
     show_table(
         console,
         ["step", "samples", "failed", "old reward", "new reward", "pearson", "spearman", "other sign", "other best",
          "|change|", "no signal"],
         rows,
-        "old > new, by step",
+        "old -> new, by step",
     )  # fmt: skip
     show_line(console, "")
     show_table(console, ["reward", "weight", "mean", "ok", "failed", "skipped"], _reward_rows(found), "new rewards")
@@ -66,12 +66,12 @@ def _show_groups(found: Replay, console: Console) -> None:
     rows = []
     for group in changed_most(before, after, found.group, PROMPTS):
         order = group[np.argsort(-np.abs(after - before)[group], kind="stable")]
-        shown = [f"#{members[row]} {before[row]:+.2f} > {after[row]:+.2f}" for row in order[:SHOWN]]
+        shown = [f"#{members[row]} {before[row]:+.2f} -> {after[row]:+.2f}" for row in order[:SHOWN]]
         more = f", and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
         moved = float(np.abs(after - before)[group].mean())
         rows.append([prompts[group[0]], steps[group[0]], f"{moved:.3g}", ", ".join(shown) + more])
     if rows:
-        show_table(console, ["prompt", "step", "|change|", "#sample: old > new advantage"], rows, "changed most")
+        show_table(console, ["prompt", "step", "|change|", "#sample: old -> new advantage"], rows, "changed most")
     else:
         show_line(console, "no advantage changed")
 
@@ -100,9 +100,8 @@ def write(found: Replay, out: Path) -> list[Path]:
         },
     )
     old, new, before, after = (found.joined(pick) for pick in PICKS)
-    write_bytes(
-        picture, draw_moved(old, new, before, after, f"{found.name}: {len(old)} samples of {len(found.steps)} steps")
-    )
+    title = f"{found.run}, stage {found.stage}, with the rewards of {found.name}: {len(old)} samples of {len(found.steps)} steps"
+    write_bytes(picture, draw_moved(old, new, before, after, title))
     return [lines, table, picture]
 
 

@@ -26,9 +26,11 @@ class Replayed:
 
 @dataclass
 class Replay:
-    """All steps, and the rewards they were scored with."""
+    """All steps, and the rewards they were scored with: those of the config `name`; `run` and `stage` are whose samples they are."""
 
     name: str
+    run: str
+    stage: str
     rewards: RewardSet
     steps: list[Replayed] = field(default_factory=list)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -21,19 +22,27 @@ BINS = 20
 
 
 def draw_moved(old: Floats, new: Floats, before: Floats, after: Floats, title: str) -> bytes:
-    """A PNG of totals `old`, `new (N,)` (NaN: none) and advantages `before`, `after (N,)`, of samples that have both totals."""
+    """A PNG of `moved_figure`."""
+    file = io.BytesIO()
+    moved_figure(old, new, before, after, title).savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def moved_figure(old: Floats, new: Floats, before: Floats, after: Floats, title: str) -> Figure:
+    """Advantages `before` against `after (N,)` of samples that have both totals, on axes of one scale; and how the totals `old`, `new
+    (N,)` (NaN: none) lie, over one range."""
     both = np.isfinite(old) & np.isfinite(new)
     with matplotlib.rc_context({"font.size": 9, "font.family": "sans-serif", "text.parse_math": False}):
         figure = Figure(figsize=(9.2, 4.6), dpi=130, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, color=INK)
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
+        grid = figure.add_gridspec(2, 2, width_ratios=(1, 1))
         _scatter(figure.add_subplot(grid[:, 0]), before[both], after[both])
-        for place, (values, name, colour) in enumerate(((old, "old", OLD), (new, "new", NEW))):
-            _histogram(figure.add_subplot(grid[place, 1]), values[np.isfinite(values)], name, colour)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+        totals = [values[np.isfinite(values)] for values in (old, new)]
+        edges = _edges(totals)
+        for place, (name, colour) in enumerate((("old", OLD), ("new", NEW))):
+            _histogram(figure.add_subplot(grid[place, 1]), totals[place], edges, name, colour)
+    return figure
 
 
 def _scatter(axes: Axes, before: Floats, after: Floats) -> None:
@@ -44,7 +53,11 @@ def _scatter(axes: Axes, before: Floats, after: Floats) -> None:
     if not len(before):
         _nothing(axes, "no sample has an old and a new reward")
         return
-    _limits(axes, before, after)
+    size = 1.08 * float(np.abs([before, after]).max()) or 1.0  # around 0, so that the quarters are the signs
+    axes.set(xlim=(-size, size), ylim=(-size, size), aspect="equal")
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=2, label="unchanged")
     for place, draw in (("x", axes.axhline), ("y", axes.axvline)):
         draw(0, color=RULE, linewidth=1, zorder=1, gid=place)
     turned = flips(before, after)
@@ -54,8 +67,8 @@ def _scatter(axes: Axes, before: Floats, after: Floats) -> None:
         drawn = rows & shown
         axes.scatter(before[drawn], after[drawn], s=size, alpha=alpha, color=colour, linewidths=0, zorder=3,
                      label=f"{name}: {int(rows.sum())} ({rows.mean():.0%})")  # fmt: skip
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2, frameon=False, fontsize=8.5,
-                         handletextpad=0.2, borderaxespad=0)  # fmt: skip
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, frameon=False, fontsize=8,
+                         handletextpad=0.3, borderaxespad=0, columnspacing=1)  # fmt: skip
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
@@ -68,14 +81,19 @@ def _spread(number: int) -> Bools:
     return found
 
 
-def _limits(axes: Axes, before: Floats, after: Floats) -> None:
-    """Both axes around 0, so that the quarters are the signs."""
-    for values, put in ((before, axes.set_xlim), (after, axes.set_ylim)):
-        size = 1.08 * float(np.abs(values).max()) or 1.0
-        put(-size, size)
+def _edges(totals: Sequence[Floats]) -> Floats:
+    """Of the bars of both histograms."""
+    values = np.concatenate(totals)
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1.0):
+        low, high = low - 0.5, high + 0.5
+    bins = (
+        min(max(4, int(max(map(len, totals)) ** 0.5)), BINS) * 2 + 1
+    )  # odd, so that one value alone stands in the middle
+    return np.linspace(low, high, bins + 1)
 
 
-def _histogram(axes: Axes, values: Floats, name: str, colour: str) -> None:
+def _histogram(axes: Axes, values: Floats, edges: Floats, name: str, colour: str) -> None:
     _style(axes)
     axes.set_title(f"{name} total reward", loc="left", fontsize=9, color=FAINT)
     axes.set_ylabel("samples", color=FAINT)
@@ -84,11 +102,9 @@ def _histogram(axes: Axes, values: Floats, name: str, colour: str) -> None:
     if not len(values):
         _nothing(axes, "no sample has one")
         return
-    low, high = float(values.min()), float(values.max())
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1.0):
-        low, high = low - 0.5, high + 0.5
-    bins = min(max(4, int(len(values) ** 0.5)), BINS) * 2 + 1  # odd, so that one value alone stands in the middle
-    axes.hist(values, bins=bins, range=(low, high), color=colour, alpha=0.85, zorder=2)
+    axes.hist(values, bins=edges.tolist(), color=colour, alpha=0.85, zorder=2)
+    margin = 0.03 * (edges[-1] - edges[0])
+    axes.set_xlim(edges[0] - margin, edges[-1] + margin)
     axes.axvline(float(values.mean()), color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=3)
     axes.set_title(f"mean {values.mean():.3g}", loc="right", fontsize=9, color=INK)
 

@@ -44,7 +44,7 @@ from mmrl.replay.output import show, write
 from mmrl.replay.replayed import Replay, Replayed, same
 from mmrl.replay.rescore import Rescored, Rescorer
 from mmrl.replay.shift import changed_most, flips, rank_correlation, shift
-from mmrl.report.moved import draw_moved
+from mmrl.report.moved import draw_moved, moved_figure
 from mmrl.reward import Failed, RewardSet, Use
 from mmrl.rollout import FAILED, OK, Sample
 from mmrl.stages.rl import RLWork
@@ -319,9 +319,19 @@ def test_the_picture_shows_flips_in_a_colour_of_their_own(tmp_path: Path) -> Non
     assert colours(draw_moved(np.full(4, np.nan), total, a, -a, "t"), tmp_path) == set()
 
 
+def test_both_advantages_have_one_scale_and_both_totals_one_range() -> None:
+    old, new, a = np.arange(4.0), 10 + np.arange(4.0), np.array([1.0, -1.0, 0.5, -0.5])
+    figure = moved_figure(old, new, a, 3 * a, "mine/001, stage rl")
+    points, above, below = figure.axes
+    assert points.get_xlim() == points.get_ylim() and points.get_xlim()[1] > 3 and points.get_aspect() == 1
+    assert above.get_xlim() == below.get_xlim() and above.get_xlim()[0] < 0 and above.get_xlim()[1] > 13
+    widths = {round(bar.get_width(), 9) for axes in (above, below) for bar in axes.patches}
+    assert len(widths) == 1 and figure.get_suptitle() == "mine/001, stage rl"
+
+
 def replayed(folder: Path, rewards: dict[str, Any], objective: Objective, every: int = 2) -> Replay:
     ran = run(folder / "kept", Objective(GroupAdvantage(scale="group")), PLAIN, every)
-    found = Replay("other", RewardSet(rewards))
+    found = Replay("other", "mine/001", "rl", RewardSet(rewards))
     for kept, one in again(folder / "kept", objective, rewards, ran):
         found.steps.append(Replayed(kept, tuple(sample.prompt.id for sample in kept.samples), one))
     return found
@@ -351,7 +361,7 @@ def test_tables_and_files(tmp_path: Path) -> None:
     status = np.concatenate([one.again.status for one in found.steps])
     assert rows["ones"][2:] == ["72", "0", "0"] and rows["length"][:1] == ["1"]
     assert rows["length"][2:4] == [str((status[:, 1] == OK).sum()), str((status[:, 1] == FAILED).sum())]
-    assert sum(line.startswith(tuple("01234567")) and " > " in line and "#" in line for line in said) == 10
+    assert sum(line.startswith(tuple("01234567")) and " -> " in line and "#" in line for line in said) == 10
     assert same(found)[:2] == (72, 72) and same(found)[3] == 72 > same(found)[2]
     lines, table, picture = write(found, tmp_path / "out")
     records = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -190,22 +190,29 @@ class Chat:
     def _tried(self, method: str, path: str, counted: bool = True, **content: Any) -> tuple[int, bytes]:
         """Status and body of the response after as many tries as what may pass takes. Raises JudgeError without one."""
         httpx, stop = self.connections.httpx, self.connections.stop
-        problem, wait = "not asked", 0.0
+        problem, wait, started = "not asked", 0.0, 0.0
+        judge, outage = f"judge {self.endpoint.url}", self.connections.outage
         for number in range(1, self.endpoint.tries + 1):
             if wait > LONGEST_WAIT:
                 raise JudgeError(f"{self.endpoint.url}: {problem}, and it asks to come again in {wait:.0f} seconds")
+            if number > 1:
+                outage.failed(
+                    judge, problem, started, wait, f"{self.endpoint.tries - number + 1} more tries of this question"
+                )
             if stop.wait(wait):
                 raise JudgeError(f"{self.endpoint.url}: {problem} (given up after {number - 1} tries)")
             if counted:
                 self.meter.add("asked")
                 if number > 1:
                     self.meter.add("retries")
+            started = time.monotonic()
             try:
                 response, body = self._try(method, f"{self.endpoint.url}/{path}", **content)
             except httpx.RequestError as error:
                 problem, wait = f"{type(error).__name__}: {error}", pause(number, self.endpoint.backoff)
                 continue
             if response.status_code not in RETRIED:
+                outage.answered(judge)
                 return response.status_code, body
             problem = f"{response.status_code} {response.reason_phrase}"
             wait = pause(number, self.endpoint.backoff, asked_to_wait(response.headers.get("retry-after")))

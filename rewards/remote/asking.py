@@ -58,11 +58,14 @@ def ask(
     body = content(request, packed, multipart)
     began = time.monotonic()
     tries = 0
+    server, outage = f"reward server {url}", connections.outage
     while True:
         tries += 1
+        started = time.monotonic()
         try:
             answer = once(connections, url, body, patience, began + patience.deadline)
             check(request, answer)
+            outage.answered(server)
             meter.took(time.monotonic() - began)
             return answer
         except Broken as error:
@@ -71,6 +74,8 @@ def ask(
             wait = pause(tries, patience.backoff, error.wait)
             if time.monotonic() + wait >= began + patience.deadline:
                 raise Broken(f"{error} (after {tries} tries)") from error
+            left = began + patience.deadline - time.monotonic()
+            outage.failed(server, str(error), started, wait, f"trying for up to {left:.0f} s more")
             meter.add("retries")
             if stop.wait(wait):
                 raise Broken(f"{error} (given up after {tries} tries)") from error
@@ -102,8 +107,7 @@ def once(connections: Connections, url: str, body: dict[str, Any], patience: Pat
     try:
         return ScoreResponse.model_validate_json(found)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise Broken(f"an answer that is not {PROTOCOL}: {str(first['loc'])[:200]}: {first['msg'][:200]}") from error
+        raise Broken(f"an answer that is not {PROTOCOL}: {unlike(error, found)}") from error
 
 
 def received(reply: Any, end: float) -> bytes:
@@ -116,6 +120,14 @@ def received(reply: Any, end: float) -> bytes:
         if time.monotonic() > end:
             raise Broken("an answer that came too slowly for the deadline", passing=False)
     return bytes(found)
+
+
+def unlike(error: ValidationError, body: bytes) -> str:
+    """What of a body is not as the contract says: the first field, or the whole of one that is not JSON."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return f"the {len(body)} bytes that the server sent are not one JSON object ({first['msg'][:200]})"
+    return f"{str(first['loc'])[:200]}: {first['msg'][:200]}"
 
 
 def said(reply: Any, body: bytes) -> str:

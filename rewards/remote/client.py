@@ -22,7 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, ValidationE
 
 from mmrl.errors import UserError
 from mmrl.reward import Failed, Graded, Need, Reward, Scope
-from mmrl.rewards.remote.asking import Broken, Patience, ask, received, said
+from mmrl.rewards.remote.asking import Broken, Patience, ask, received, said, unlike
 from mmrl.rewards.remote.connection import RETRIED, Connections, base_url, bearer, is_here
 from mmrl.rewards.remote.contract import PROTOCOL, Info, Result, RewardInfo, ScoreRequest, ScoreResponse
 from mmrl.rewards.remote.meter import Meter
@@ -251,25 +251,27 @@ class ServedReward(Reward):
         httpx = self._connections.httpx
         timeout = httpx.Timeout(self.read_timeout, connect=self.connect_timeout)
         end = time.monotonic() + self.patience
+        server, outage = f"reward server {self.url}", self._connections.outage
         while True:
+            started = time.monotonic()
             try:
                 with self._connections.client.stream("GET", f"{self.url}/v1/info", timeout=timeout) as reply:
                     body = received(reply, time.monotonic() + self.read_timeout)
                 if reply.status_code == 200:
-                    return Info.model_validate_json(body)
+                    info = Info.model_validate_json(body)
+                    outage.answered(server)
+                    return info
                 problem, passing = said(reply, body), reply.status_code in RETRIED
             except httpx.RequestError as error:
                 problem, passing = f"{type(error).__name__}: {error}", True
             except Broken as error:
                 problem, passing = str(error), error.passing
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                problem, passing = (
-                    f"it does not speak {PROTOCOL}: {str(first['loc'])[:200]}: {first['msg'][:200]}",
-                    False,
-                )
-            if not passing or time.monotonic() > end:
-                raise UserError(f"reward server {self.url}: {problem}; start it with: mmrl serve-rewards CONFIG")
+                problem, passing = f"it does not speak {PROTOCOL}: {unlike(error, body)}", False
+            left = end - time.monotonic()
+            if not passing or left < 0:
+                raise UserError(f"{server}: {problem}; start it with: mmrl serve-rewards CONFIG")
+            outage.failed(server, problem, started, 0.5, f"waiting for up to {left:.0f} s more")
             time.sleep(0.5)
 
 

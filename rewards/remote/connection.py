@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mmrl.errors import UserError
+from mmrl.rewards.remote.outage import Outage
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_PAUSE = 30.0
@@ -51,7 +52,7 @@ class Connections:
         self.httpx = httpx()
         self.concurrency, self.name, self.options = concurrency, name, options
         self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self.made: tuple[int, Any, ThreadPoolExecutor, Waiting] | None = None
+        self.made: tuple[int, Any, ThreadPoolExecutor, Waiting, Outage] | None = None
         self.guard: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
 
     @property
@@ -74,7 +75,12 @@ class Connections:
         """Who waits, in this process."""
         return self._own()[3]
 
-    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, Waiting]:
+    @property
+    def outage(self) -> Outage:
+        """What this process says of a server that does not answer."""
+        return self._own()[4]
+
+    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, Waiting, Outage]:
         if self.guard[0] != os.getpid():  # the lock may have been held by a thread of the parent
             self.guard = (os.getpid(), threading.Lock())
         with self.guard[1]:
@@ -87,7 +93,7 @@ class Connections:
                     **self.options,
                 )
                 pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
-                self.made = (os.getpid(), client, pool, Waiting())
+                self.made = (os.getpid(), client, pool, Waiting(), Outage())
             return self.made
 
 

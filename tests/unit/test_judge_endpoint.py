@@ -16,6 +16,7 @@ from mmrl.reward import RewardSet
 from mmrl.rewards.judge import chat
 from mmrl.rewards.judge.pairs import PairJudge
 from mmrl.rewards.judge.pointwise import Judge, UnifiedReward
+from mmrl.rewards.remote import outage
 from mmrl.rollout import FAILED, OK, Prompt, Sample
 from tests.unit.judge_server import JudgeServer, Raw, Serve
 
@@ -185,3 +186,17 @@ def test_a_date_to_come_again_is_heeded(serve: Serve) -> None:
     assert "asks to come again in" in scored(ready(Judge, server)).messages[0] and len(server.bodies) == 1
     late.headers["Retry-After"] = "Fri, 31 Dec 1999 23:59:59 GMT"
     assert "after 2 tries" in scored(ready(Judge, server, tries=2)).messages[0]
+
+
+def test_a_judge_that_does_not_answer_is_told_in_one_line(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outage, "QUIET", 0.0)
+    answers: list[Any] = [FIVE, 503, 503]
+    server = serve(lambda _: answers.pop())
+    assert scored(ready(Judge, server)).values.tolist() == [[1.0]]
+    away, back = caplog.messages
+    assert away.startswith(f"judge {server.url} gives no usable answer for 0 s (503 ") and away.endswith(
+        "; 4 more tries of this question"
+    )
+    assert back.startswith(f"judge {server.url} answers again, after ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 
 from mmrl.errors import UserError
 from mmrl.reward import Failed, Graded, RewardSet
-from mmrl.rewards.remote import asking
+from mmrl.rewards.remote import asking, outage
 from mmrl.rewards.remote.client import RemoteGroupReward, RemoteReward
 from mmrl.rewards.remote.connection import LONGEST_PAUSE, asked_to_wait, base_url, bearer, pause
 from mmrl.rewards.remote.contract import Result, ScoreRequest, ScoreResponse
@@ -321,6 +323,61 @@ def test_a_score_that_begins_while_others_are_stopped_is_stopped_as_well(serve: 
         assert stop.is_set() and "before it was asked" in reward.score(texts(1))[0].reason
     assert reward.score(texts(1)) == [0.5] and stop.is_set()  # those that were stopped stay so
     RemoteReward(reward="it").stop()  # nothing is asked before setup
+
+
+def test_an_outage_is_told_in_one_line_and_its_end_in_another(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outage, "QUIET", 0.0)
+    answers = [503] * 6
+    _, reward = serve(lambda body: (answers.pop(), {}) if answers else right(body), batch_size=1, concurrency=1)
+    assert reward.score(texts(3)) == [0.5] * 3 and reward.score(texts(1)) == [0.5]
+    away, back = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(
+        rf"reward server {reward.url} gives no usable answer for \d+ s \(503 Service Unavailable\); trying for up to \d+ s more",
+        away,
+    )
+    assert re.fullmatch(rf"reward server {reward.url} answers again, after \d+ s", back)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    answers.append(503)
+    assert reward.score(texts(1)) == [0.5] and len(caplog.records) == 4  # another outage
+
+
+def test_of_a_short_outage_nothing_is_said(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    answers = [503] * 3
+    _, reward = serve(lambda body: (answers.pop(), {}) if answers else right(body))
+    assert reward.score(texts(1)) == [0.5] and reward.retries == 3 and not caplog.records
+
+
+def test_an_outage_lasts_from_the_first_try_or_the_last_answer_on(caplog: pytest.LogCaptureFixture) -> None:
+    seen = outage.Outage()
+    now = time.monotonic()
+    seen.failed("it", "ReadTimeout", now - 1000, 1, "on")
+    assert re.match(r"it gives no usable answer for 100\d s", caplog.messages[-1])
+    seen.answered("it")
+    seen.failed("it", "ReadTimeout", now - 1000, 1, "on")  # begun before the answer to another request
+    assert len(caplog.messages) == 2
+    seen.failed("it", "429", now, 60, "on")  # the next try is far away
+    assert re.match(r"it gives no usable answer for \d s \(429\)", caplog.messages[-1]) and len(caplog.messages) == 3
+
+
+def test_waiting_for_a_server_when_the_run_starts_is_told(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def loading(handler: Any) -> None:
+        handler.say(503, b"{}", {})
+
+    monkeypatch.setattr(outage, "QUIET", 0.0)
+    with pytest.raises(UserError, match=r"reward server .*: 503 Service Unavailable; start it with"):
+        serve(right, {"told": loading}, patience=0.6)
+    (line,) = caplog.messages
+    assert re.search(r"gives no usable answer for 0 s \(503 Service Unavailable\); waiting for up to [01] s more", line)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'{"a": 1} {"a": 2}'])
+def test_what_is_not_json_is_said_to_come_from_the_server(serve: Serve, body: bytes) -> None:
+    _, reward = serve(lambda _: body, backoff=1000.0)
+    assert f"the {len(body)} bytes that the server sent are not one JSON object (" in reward.score(texts(1))[0].reason
 
 
 HALF = "bad \ud83d"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from mmrl.config.builder import Builder
-from mmrl.config.schema import Spec
+from mmrl.config.schema import RewardSpec, Spec
 from mmrl.config.source import read
 from mmrl.config.validate import validate
 from mmrl.errors import ConfigError, UserError
@@ -20,6 +23,10 @@ from mmrl.reward import Reward
 from mmrl.rewards.remote.connection import bearer, is_loopback
 from mmrl.rewards.remote.media import Limits
 from mmrl.rewards.remote.service import Service
+
+
+STAGE = ", ".join(key for key in RewardSpec.model_fields if key != "name")
+"""What a stage says of a reward, and a server does not."""
 
 
 class ServeSection(BaseModel):
@@ -73,9 +80,13 @@ def load(config: str, overrides: Sequence[str] = ()) -> tuple[ServeSection, Serv
     source = read(config, overrides)
     typed = validate(ServeConfig, source.tree, source)
     build = Builder(source)
-    rewards: dict[str, Reward] = {
-        name: build.component("reward", spec, ("rewards", name)) for name, spec in typed.rewards.items()
-    }
+    rewards: dict[str, Reward] = {}
+    for name, spec in typed.rewards.items():
+        of_stage = [key for key in RewardSpec.model_fields if key in spec.options()]
+        for key in of_stage:
+            build.problem(("rewards", name, key), f"{STAGE} belong to the stage that asks; leave it out here")
+        options = {key: value for key, value in spec.options().items() if key not in of_stage}
+        rewards[name] = build.named("reward", spec.name, options, ("rewards", name))
     if build.problems:
         raise ConfigError("\n".join(build.problems))
     device = typed.serve.device
@@ -95,8 +106,22 @@ def token_of(section: ServeSection) -> str | None:
     return token
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound and listens. Raises UserError where the address cannot be had."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        mend = "serve.host must be an address or a name of this machine"
+        if error.errno == errno.EADDRINUSE:
+            mend = "another program listens there; stop it, or choose another serve.port (0 takes a free one)"
+        elif error.errno == errno.EACCES:
+            mend = "choose a serve.port from 1024 on"
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        raise UserError(f"cannot listen at {host}:{port} ({why}); {mend}") from error
+
+
 def serve(config: str, overrides: Sequence[str] = ()) -> None:
-    """Serve until interrupted. Raises UserError for a missing extra, a missing token or a port that is taken."""
+    """Serve until interrupted. Raises UserError for a missing extra, a missing token or an address that cannot be had."""
     try:
         import uvicorn
 
@@ -105,13 +130,9 @@ def serve(config: str, overrides: Sequence[str] = ()) -> None:
         raise UserError(f"serving needs fastapi and uvicorn: pip install 'mmrl[serve]' ({error})") from error
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture may have one for each of thousands of broken tags
     section, service = load(config, overrides)
-    named = ", ".join(f"{name} ({reward.scope})" for name, reward in service.rewards.items())
-    print(f"serving {named} at http://{section.host}:{section.port}", file=sys.stderr, flush=True)
     app = make_app(service, token_of(section), section.max_waiting, section.body_seconds)
-    uvicorn.run(
+    settings = uvicorn.Config(
         app,
-        host=section.host,
-        port=section.port,
         http=type("Connection", (Impatient,), {"seconds": section.body_seconds / 2}),
         ws="none",
         log_level="info",
@@ -119,3 +140,8 @@ def serve(config: str, overrides: Sequence[str] = ()) -> None:
         server_header=False,
         timeout_graceful_shutdown=section.stop_seconds,
     )
+    named = ", ".join(f"{name} ({reward.scope})" for name, reward in service.rewards.items())
+    host = f"[{section.host}]" if ":" in section.host else section.host
+    with listening(section.host, section.port) as bound, suppress(KeyboardInterrupt):
+        print(f"serving {named} at http://{host}:{bound.getsockname()[1]}", file=sys.stderr, flush=True)
+        uvicorn.Server(settings).run(sockets=[bound])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import struct
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
+from mmrl.errors import UserError
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.function import FunctionReward
 from mmrl.rewards.remote.contract import RequestSample, ScoreRequest
 from mmrl.rewards.remote.intake import VALUES, message
 from mmrl.rewards.remote.media import HEADER, Limits, Refused, unpack
+from mmrl.rewards.remote.serve import serve
 from mmrl.rewards.remote.service import Answers, Service, ServiceError
 from mmrl.rollout import Sample
 
@@ -257,3 +261,20 @@ def test_an_mp4_is_read_by_the_reader_that_no_file_can_end(tmp_path: Any, monkey
     assert broken != whole
     with pytest.raises(Refused, match="not a readable video/mp4"):
         unpack(medium("video", "video/mp4", broken), {}, Limits())
+
+
+@pytest.mark.parametrize(
+    ("host", "mend"), [("127.0.0.1", "another program listens there"), ("192.0.2.1", "serve.host must be an address")]
+)
+def test_an_address_that_cannot_be_had_is_told_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], host: str, mend: str
+) -> None:
+    monkeypatch.setenv("MMRL_REWARD_TOKEN", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (tmp_path / "serve.yaml").write_text(
+            f"rewards: {{a: {{name: jpeg_compressibility}}}}\nserve: {{host: {host}, port: {port}, device: cpu}}\n"
+        )
+        with pytest.raises(UserError, match=rf"^cannot listen at {host}:{port} \([A-Z][a-z ]+\); {mend}"):
+            serve(str(tmp_path / "serve.yaml"))
+    assert capfd.readouterr() == ("", "")

@@ -49,7 +49,8 @@ class FailureBudget:
         reason = f"; most often ({often[0][1]} times): {often[0][0]}" if often else ""
         raise RunError(
             f"rewards failed on {bad} of {seen} samples in {len(self.steps)} steps, more than the budget of "
-            f"{self.share:.3g} of the samples of {self.window} steps{reason}"
+            f"{self.share:.3g} of the samples of {self.window} steps{reason}; mend the reward, or start its server again, then go on "
+            "with --resume"
         )
 
     def state(self) -> dict[str, Any]:

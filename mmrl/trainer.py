@@ -42,7 +42,7 @@ from mmrl.tracking import Tracking
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and did so after a checkpoint."""
+    """The run was asked to stop, and did."""
 
 
 @dataclass
@@ -345,9 +345,11 @@ class Trainer:
 
         def handler(number: int, frame: Any) -> None:
             if self.stop:
-                raise KeyboardInterrupt
+                raise Interrupted("stopped at once, without a checkpoint")
             self.stop = True
-            self.tracking.say("stopping after this step and a checkpoint (again: stop at once)")
+            self.tracking.say(
+                "stopping after this step and a checkpoint; a second signal stops at once, without a checkpoint"
+            )
 
         old: dict[int, Any] = {}
         try:

@@ -14,16 +14,17 @@ from rich.console import Console
 from mmrl.errors import UserError
 from mmrl.image import read_image
 from mmrl.options import unknown_key
-from mmrl.reward.base import Failed, Reward
+from mmrl.reward.base import Failed, Reward, lacking
 from mmrl.reward.combined import RewardSet
 from mmrl.reward.named import named
 from mmrl.reward.pairwise import PairwiseReward, Verdict
-from mmrl.rollout import OK, Prompt, Sample
+from mmrl.rollout import FAILED, OK, Prompt, Sample
 from mmrl.terminal import show_line
 from mmrl.video import read_clip
 
 BETTER = {"a": 1.0, "b": 0.0, "tie": 0.5}
 EXPECTED = '{"prompt": "...", "a": {"image": "1.png"}, "b": {"image": "2.png"}, "better": "a"}'
+RELATIVE = "names of files are relative to the JSONL file"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def _pair(line: str, where: str, folder: Path, number: int) -> Pair:
     if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
         raise UserError(f"{where}: media is {given!r}; expected a list of files")
     media = tuple(str(folder / one) for one in given)
+    missing = next((one for one in media if not Path(one).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{where}: media: no file {Path(missing).absolute()}; {RELATIVE}")
     prompt = Prompt(str(number), str(record["prompt"]), media=media, target=record.get("target"))
     a, b = (_candidate(record[key], prompt, f"{where}: {key}", folder) for key in ("a", "b"))
     return Pair(a, b, BETTER[record["better"]])
@@ -80,28 +84,51 @@ def _candidate(value: Any, prompt: Prompt, where: str, folder: Path) -> Sample:
             raise UserError(
                 f"{where}: {key} is {one!r}; expected {'a text' if key == 'text' else 'the name of a file'}"
             )
-    images = (read_image(folder / value["image"]),) if "image" in value else ()
-    video = read_clip(folder / value["video"], None, None)[0] if "video" in value else None
+    try:
+        images = (read_image(folder / value["image"]),) if "image" in value else ()
+        video = read_clip(folder / value["video"], None, None)[0] if "video" in value else None
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {RELATIVE}") from None
     return Sample(prompt, text=value.get("text"), images=images, video=video)
 
 
-def verdicts(reward: Reward, pairs: Sequence[Pair]) -> list[list[Verdict]]:
+def verdicts(reward: Reward, pairs: Sequence[Pair], name: str = "it") -> list[list[Verdict]]:
     """How a reward judges `a` against `b`: of one that compares, once as (a, b) and once as (b, a), turned round; of one that
-    scores, once, by which score is better."""
+    scores, once, by which score is better. A pair that lacks what the reward needs is not judged."""
+    lacks = [_lacks(reward, one) for one in pairs]
+    told = iter(_told(reward, [one for one, why in zip(pairs, lacks, strict=True) if why is None], name))
+    return [next(told) if why is None else [Failed(why)] for why in lacks]
+
+
+def _lacks(reward: Reward, pair: Pair) -> str | None:
+    """What of a pair the reward needs and does not get, in words."""
+    for name, sample in (("a", pair.a), ("b", pair.b)):
+        needs = lacking(reward, sample)
+        if needs:
+            needed = ", ".join(reward.needs)
+            return f"line {sample.prompt.id}: {name} has no {' and no '.join(needs)}; the reward needs {needed}"
+    return None
+
+
+def _told(reward: Reward, pairs: Sequence[Pair], name: str) -> list[list[Verdict]]:
+    if not pairs:
+        return []
     if isinstance(reward, PairwiseReward):
         shown = reward.verdicts([(one.a, one.b) for one in pairs] + [(one.b, one.a) for one in pairs])
         there, back = shown[: len(pairs)], shown[len(pairs) :]
         turned = [1 - one if isinstance(one, float) else one for one in back]
         return [list(both) for both in zip(there, turned, strict=True)]
     samples = [sample for one in pairs for sample in (one.a, one.b)]
-    scores = RewardSet({"r": (reward, 1.0)}).score(samples, [k // 2 for k in range(len(samples))])
+    scores = RewardSet({name: (reward, 1.0)}).score(samples, [k // 2 for k in range(len(samples))])
     sign = 1 if reward.higher_is_better else -1
     found: list[list[Verdict]] = []
     for k in range(len(pairs)):
         if (scores.status[2 * k : 2 * k + 2] != OK).any():
             own = [message for message in scores.messages if message.count(f"prompt '{pairs[k].a.prompt.id}'")]
-            skipped = "it skipped the sample, which lacks what it needs" if not own else own[0]
-            found.append([Failed(skipped)])
+            takes = ", ".join(reward.inputs()) or reward.takes
+            skipped = f"line {pairs[k].a.prompt.id}: it skipped a sample; it takes {takes}"
+            failed = (scores.status[2 * k : 2 * k + 2] == FAILED).any()
+            found.append([Failed((own or scores.messages)[0] if failed else skipped)])
             continue
         a, b = (sign * float(scores.values[2 * k + j, 0]) for j in range(2))
         found.append([0.5 if a == b else float(a > b)])
@@ -143,14 +170,18 @@ SAID = {
 
 
 def run(name: str, options: Mapping[str, Any], path: Path, console: Console) -> None:
-    """Show how a reward judges the labelled pairs of `path`. Raises UserError for a file or a reward that cannot be used."""
+    """Show how a reward judges the labelled pairs of `path`. Raises UserError for a file or a reward that cannot be used, and where no
+    pair gets a verdict."""
     pairs = read_pairs(path)
     reward = named(name, options)
-    found = verdicts(reward, pairs)
+    found = verdicts(reward, pairs, name)
+    numbers = measured(pairs, found)
+    why = next((one.reason for verdict in found for one in verdict if isinstance(one, Failed)), None)
+    if numbers["unread"][0] == 1:
+        raise UserError(f"{name} has no verdict on any of the {len(pairs)} pairs of {path}: {why or 'it says none'}")
     show_line(console, f"{name} on {len(pairs)} pairs of {path}")
-    for key, (value, number) in measured(pairs, found).items():
+    for key, (value, number) in numbers.items():
         error = (value * (1 - value) / number) ** 0.5
         show_line(console, f"  {SAID[key]}: {value:.3f} +- {error:.3f} of {number}")
-    why = next((one.reason for verdict in found for one in verdict if isinstance(one, Failed)), None)
     if why is not None:
         show_line(console, f"  first failure: {why}")

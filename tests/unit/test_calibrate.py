@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -123,5 +124,64 @@ def test_other_line_ends_are_text_and_other_encodings_are_told(tmp_path: Path) -
 def test_options_that_do_not_fit_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("def mine(samples, channel: int = 0):\n    return [0 for _ in samples]\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^reward 'mine\.py:mine': channel: got 'red'; input should be a valid integer"):
+    with pytest.raises(
+        UserError, match=r"^reward 'mine\.py:mine': channel: got 'red'; input should be a valid integer"
+    ):
         run("mine.py:mine", {"channel": "red"}, written(tmp_path, ROWS), Console())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": {"image": "x.png"}}, r"a: no file /.*x\.png; names of files are relative to the JSONL file"),
+        ({"media": ["x.png"]}, r"media: no file /.*x\.png; names of files are relative to the JSONL file"),
+    ],
+)
+def test_a_missing_file_is_told_with_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"prompt": "p", "a": {"text": "x"}, "b": {"text": "y"}, "better": "a"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | change))
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: {message}$"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+class Seeing(Length):
+    """Needs a picture."""
+
+    needs = ("text", "image")
+
+
+class SeeingFirst(First):
+    """Needs a picture."""
+
+    needs = ("image",)
+
+
+@pytest.mark.parametrize("reward", [Seeing(), SeeingFirst()])
+def test_a_pair_that_lacks_something_is_not_judged(tmp_path: Path, reward: Reward) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "1.png")
+    seen = {"image": "1.png", "text": "xx"}
+    rows = [{"prompt": "p", "a": seen, "b": other, "better": "a"} for other in ({"text": "x"}, seen)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    half, whole = verdicts(reward, read_pairs(tmp_path / "pairs.jsonl"))
+    assert whole == ([1.0, 0.0] if isinstance(reward, PairwiseReward) else [0.5])
+    assert isinstance(half[0], Failed)
+    assert half[0].reason == f"line 1: b has no image; the reward needs {', '.join(reward.needs)}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("needs = ('image',)", r"of the 5 pairs of .*pairs\.jsonl: line 1: a has no image; the reward needs image$"),
+        ("takes = 'pictures'", r"line 1: it skipped a sample; it takes pictures$"),
+    ],
+)
+def test_no_verdict_at_all_is_an_error_that_says_what_is_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"from mmrl.reward import Reward\nclass Mine(Reward):\n    {body}\n"
+        "    def score(self, samples):\n        return [None for _ in samples]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run("mine.py:Mine", {}, written(tmp_path, ROWS), Console())

@@ -60,8 +60,8 @@ class Chat:
         return self.meter.take("asked", "retries", "cached")
 
     def stop(self) -> None:
-        """Nobody waits for answers any more: what is tried again, or would be asked, is a JudgeError at once."""
-        self.connections.stop.set()
+        """Nobody waits for answers any more: what is asked, tried again, or would be asked, is a JudgeError at once."""
+        self.connections.give_up()
 
     def meet(self) -> str:
         """Ask who answers, before anything else: what the server's list of models says of the one that is asked (nothing where it has no list,
@@ -195,7 +195,7 @@ class Chat:
         for number in range(1, self.endpoint.tries + 1):
             if wait > LONGEST_WAIT:
                 raise JudgeError(f"{self.endpoint.url}: {problem}, and it asks to come again in {wait:.0f} seconds")
-            if number > 1:
+            if number > 1 and not stop.is_set():
                 outage.failed(
                     judge, problem, started, wait, f"{self.endpoint.tries - number + 1} more tries of this question"
                 )

@@ -74,8 +74,9 @@ def ask(
             wait = pause(tries, patience.backoff, error.wait)
             if time.monotonic() + wait >= began + patience.deadline:
                 raise Broken(f"{error} (after {tries} tries)") from error
-            left = began + patience.deadline - time.monotonic()
-            outage.failed(server, str(error), started, wait, f"trying for up to {left:.0f} s more")
+            if not stop.is_set():
+                left = began + patience.deadline - time.monotonic()
+                outage.failed(server, str(error), started, wait, f"trying for up to {left:.0f} s more")
             meter.add("retries")
             if stop.wait(wait):
                 raise Broken(f"{error} (given up after {tries} tries)") from error

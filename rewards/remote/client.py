@@ -125,16 +125,16 @@ class ServedReward(Reward):
             try:
                 return [value for job in jobs for value in job.result()]
             except (KeyboardInterrupt, SystemExit):  # the threads must not go on asking until the deadline
-                stop.set()
+                connections.give_up()
                 raise
             finally:
                 for job in jobs:
                     job.cancel()
 
     def stop(self) -> None:
-        """Nothing is asked again by the calls of `score` that wait now, and those that begin before the last of them has ended."""
+        """The calls of `score` that wait now, and those that begin before the last of them has ended, get no more answers."""
         if self._connections is not None:
-            self._connections.stop.set()
+            self._connections.give_up()
 
     @abstractmethod
     def parts(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +47,42 @@ class Waiting:
                 self.waiting -= 1
 
 
+class Sockets:
+    """The sockets of a client that are open, so that a thread that waits at one of them can be woken."""
+
+    def __init__(self) -> None:
+        self.open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.guard = threading.Lock()
+
+    def follow(self, request: Any) -> None:
+        """An httpx hook: take in the sockets that are opened for a request."""
+        request.extensions["trace"] = self._opened
+
+    def cut(self) -> None:
+        """End all connections: who waits for an answer gets an error now."""
+        with self.guard:
+            for one in self.open:
+                with suppress(OSError):  # closed already
+                    one.shutdown(socket.SHUT_RDWR)
+
+    def _opened(self, event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self.guard:
+                self.open.add(info["return_value"].get_extra_info("socket"))
+
+
+@dataclass
+class Own:
+    """What one process has for itself."""
+
+    process: int
+    client: Any
+    pool: ThreadPoolExecutor
+    sockets: Sockets
+    waiting: Waiting = field(default_factory=Waiting)
+    outage: Outage = field(default_factory=Outage)
+
+
 class Connections:
     """An httpx client and a pool of `concurrency` threads, made when they are first used, and again after a fork: a child that
     shared its parent's connections would read the parent's answers, and its threads are not there."""
@@ -52,48 +91,56 @@ class Connections:
         self.httpx = httpx()
         self.concurrency, self.name, self.options = concurrency, name, options
         self.headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self.made: tuple[int, Any, ThreadPoolExecutor, Waiting, Outage] | None = None
+        self.made: Own | None = None
         self.guard: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
 
     @property
     def client(self) -> Any:
         """The httpx client of this process; it follows no redirects and reads no proxies from the environment."""
-        return self._own()[1]
+        return self._own().client
 
     @property
     def pool(self) -> ThreadPoolExecutor:
         """The threads of this process."""
-        return self._own()[2]
+        return self._own().pool
 
     @property
     def stop(self) -> threading.Event:
         """Set when nobody waits for answers any more: nothing is then asked again, until somebody begins anew (`waiting`)."""
-        return self._own()[3].event
+        return self._own().waiting.event
+
+    def give_up(self) -> None:
+        """Set `stop`, and end the requests that are under way."""
+        own = self._own()
+        own.waiting.event.set()
+        own.sockets.cut()
 
     @property
     def waiting(self) -> Waiting:
         """Who waits, in this process."""
-        return self._own()[3]
+        return self._own().waiting
 
     @property
     def outage(self) -> Outage:
         """What this process says of a server that does not answer."""
-        return self._own()[4]
+        return self._own().outage
 
-    def _own(self) -> tuple[int, Any, ThreadPoolExecutor, Waiting, Outage]:
+    def _own(self) -> Own:
         if self.guard[0] != os.getpid():  # the lock may have been held by a thread of the parent
             self.guard = (os.getpid(), threading.Lock())
         with self.guard[1]:
-            if self.made is None or self.made[0] != os.getpid():
+            if self.made is None or self.made.process != os.getpid():
+                sockets = Sockets()
                 client = self.httpx.Client(
                     headers=self.headers,
                     limits=self.httpx.Limits(max_connections=self.concurrency, keepalive_expiry=IDLE),
                     trust_env=False,
                     follow_redirects=False,
+                    event_hooks={"request": [sockets.follow]},
                     **self.options,
                 )
                 pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
-                self.made = (os.getpid(), client, pool, Waiting(), Outage())
+                self.made = Own(os.getpid(), client, pool, sockets)
             return self.made
 
 

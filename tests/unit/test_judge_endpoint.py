@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,3 +201,22 @@ def test_a_judge_that_does_not_answer_is_told_in_one_line(
         "; 4 more tries of this question"
     )
     assert back.startswith(f"judge {server.url} answers again, after ")
+
+
+def test_a_judge_that_hangs_does_not_keep_what_is_stopped(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    asked, end = threading.Event(), threading.Event()
+
+    def hangs(_: Any) -> Any:
+        asked.set()
+        assert end.wait(60)
+        return FIVE
+
+    reward = ready(Judge, serve(hangs), timeout=3000.0)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(scored(reward)), daemon=True)
+    thread.start()
+    assert asked.wait(30)
+    reward.stop()
+    thread.join(30)
+    end.set()
+    assert not thread.is_alive() and "given up after 1 tries" in found[0].messages[0] and not caplog.records

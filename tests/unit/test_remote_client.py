@@ -316,6 +316,26 @@ def test_a_run_that_ends_early_stops_what_waits_and_no_later_score(serve: Serve)
     assert reward.score(texts(1)) == [0.5]
 
 
+def test_a_server_that_hangs_does_not_keep_what_is_stopped(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    asked, end = threading.Event(), threading.Event()
+
+    def hangs(body: dict[str, Any]) -> Any:
+        asked.set()
+        assert end.wait(60)
+        return right(body)
+
+    _, reward = serve(hangs, deadline=3000.0, read_timeout=3000.0)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(reward.score(texts(1))), daemon=True)
+    thread.start()
+    assert asked.wait(30)
+    reward.stop()
+    thread.join(30)
+    end.set()
+    assert not thread.is_alive() and "given up after 1 tries" in found[0].reason and not caplog.records
+    assert reward.score(texts(1)) == [0.5]
+
+
 def test_a_score_that_begins_while_others_are_stopped_is_stopped_as_well(serve: Serve) -> None:
     _, reward = serve(right)
     with reward._connections.waiting.begin() as stop:

@@ -671,7 +671,7 @@ def test_all_about_one_component() -> None:
         "option": "version",
         "type": "Literal['v2.0', 'v2.1']",
         "default": "'v2.1'",
-        "what": "",
+        "what": "Which weights of `path`; scores of the two do not compare.",
     }
     assert options["batch_size"]["type"] == "int, >= 1" and options["hub_revision"]["default"] == "null"
     assert options["hub_revision"]["what"].endswith("of a hub id.")

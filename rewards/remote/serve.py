@@ -24,7 +24,6 @@ from mmrl.rewards.remote.connection import bearer, is_loopback
 from mmrl.rewards.remote.media import Limits
 from mmrl.rewards.remote.service import Service
 
-
 STAGE = ", ".join(key for key in RewardSpec.model_fields if key != "name")
 """What a stage says of a reward, and a server does not."""
 

@@ -18,6 +18,7 @@ class AskingReward(Reward):
     licence = "that of the judge"
     deterministic = False
     endpoint: Endpoint
+    """Where the judge is and how it is asked."""
 
     _chat: Any = PrivateAttr(default=None)
     _met: str = PrivateAttr(default="")

@@ -30,9 +30,11 @@ class Endpoint(BaseModel):
     allow_remote: bool = False
     """Prompts, answers and pictures may be sent to another machine."""
     temperature: float = Field(default=0.0, ge=0)
+    """Of the judge's sampling; 0 takes the likeliest token."""
     max_tokens: PositiveInt = 1024
     """Longest answer; one that is cut off there is a failure."""
     seed: int = 0
+    """Of the judge's sampling, where the server takes one."""
     concurrency: PositiveInt = 8
     """Requests at a time."""
     timeout: PositiveFloat = 120.0

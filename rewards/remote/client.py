@@ -35,6 +35,7 @@ class ServedReward(Reward):
 
     takes = "as the server says"
     url: str = "http://127.0.0.1:8400"
+    """Address of the server."""
     reward: str
     """Name of the reward on the server."""
     token_env: str = "MMRL_REWARD_TOKEN"
@@ -46,7 +47,9 @@ class ServedReward(Reward):
     encoding: Literal["json", "multipart"] = "json"
     """Pictures as base64 inside the JSON, or as parts beside it (a quarter smaller)."""
     connect_timeout: PositiveFloat = 5.0
+    """Seconds until a connection stands."""
     read_timeout: PositiveFloat = 120.0
+    """Seconds between two pieces of an answer."""
     deadline: PositiveFloat = 600.0
     """Seconds after which a request is not tried again."""
     backoff: PositiveFloat = 0.5

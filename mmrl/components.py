@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PydanticUserError
 
 from mmrl.errors import UserError, line_of, one_line
-from mmrl.options import did_you_mean
+from mmrl.options import did_you_mean, shown
 
 FOLDERS = (
     "mmrl.advantage",
@@ -140,23 +140,22 @@ def _raised(error: Exception | SystemExit) -> str:
     if isinstance(error, SystemExit):
         return f"raised while it was loaded: called sys.exit({error.code!r})"
     if isinstance(error, PydanticUserError) and error.code == "model-field-missing-annotation":
-        return f"cannot be loaded: {_misspelt(error)}{line_of(error, __file__)}"
+        return f"cannot be loaded: {_untyped(error)}{line_of(error, __file__)}"
     return f"raised while it was loaded: {one_line(type(error).__name__, error)}"
 
 
-def _misspelt(error: PydanticUserError) -> str:
-    """An attribute without a type that no base of its class has, and the nearest one that some base has."""
+def _untyped(error: PydanticUserError) -> str:
+    """An attribute without a type that no base of its class has, and the nearest one, no method, that some base has."""
     said = re.search(r"`(\w+) = ", str(error))
     made = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__new__"]
-    if said is None or not made or not {"cls_name", "bases"} <= made[-1].keys():
+    if said is None or not made or not {"cls_name", "bases", "namespace"} <= made[-1].keys():
         return one_line(error)
-    attribute = said[1]
+    attribute, value = said[1], made[-1]["namespace"][said[1]]
     kinds = [kind for base in made[-1]["bases"] for kind in base.__mro__ if issubclass(kind, Component)]
-    near = did_you_mean(attribute, sorted({one for kind in kinds for one in vars(kind) if not one.startswith("_")}))
-    hint = f"{near} An" if near else "an"
+    near = did_you_mean(attribute, sorted({one for kind in kinds for one in kind.__class_vars__}))
     return (
-        f"class {made[-1]['cls_name']}: no base has an attribute '{attribute}'; {hint} option needs a type, "
-        f"{attribute}: TYPE = VALUE"
+        f"class {made[-1]['cls_name']}: an option needs a type, as in {attribute}: {type(value).__name__} = {shown(value)}"
+        f"{f'; or {near}' if near else ''}"
     )
 
 

@@ -51,11 +51,12 @@ class Problems:
         except UserError as error:
             self.add(loc, str(error))
 
-    def add(self, loc: Loc, text: str) -> None:
-        """One complaint."""
-        self.found.append(
-            {"type": PydanticCustomError("complaint", "{text}", {"text": text}), "loc": loc, "input": None}
-        )
+    def add(self, loc: Loc, text: str, known: Sequence[str] | None = None) -> None:
+        """One complaint; `known`: the keys that may stand there, of one about a key that is not among them."""
+        said: dict[str, Any] = {"text": text}
+        if known is not None:
+            said = {"text": _no_option(text, str(loc[-1]), known), "of": text, "known": list(known)}
+        self.found.append({"type": PydanticCustomError("complaint", "{text}", said), "loc": loc, "input": None})
 
     def check(self) -> None:
         """Raises ValidationError if anything was found."""
@@ -63,8 +64,10 @@ class Problems:
             raise ValidationError.from_exception_data(self.title, self.found)
 
 
-def complaints(error: ValidationError, model: type[BaseModel], value: Any) -> list[Complaint]:
-    """What `error` says of `value` as `model`, misspelt keys first.
+def complaints(
+    error: ValidationError, model: type[BaseModel], value: Any, beside: Iterable[str] = ()
+) -> list[Complaint]:
+    """What `error` says of `value` as `model`, misspelt keys first; keys `beside` its own may stand there too.
 
     A misspelt key is told once, not a second time as the missing key that it was meant to be; a value that fits none of
     several types is told once.
@@ -75,11 +78,13 @@ def complaints(error: ValidationError, model: type[BaseModel], value: Any) -> li
     for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
         kind, loc = item["type"], _in_value(item["loc"], value, item["type"])
         if kind == "extra_forbidden":
-            known = sorted(_fields_at(model, item["loc"][:-1]))
+            known = sorted({*_fields_at(model, item["loc"][:-1]), *(beside if len(loc) == 1 else ())})
             meant |= {(*loc[:-1], name) for name in difflib.get_close_matches(str(loc[-1]), known, n=1)}
             found.append(Complaint(loc, unknown_key(str(loc[-1]), known)))
         elif kind == "missing" and loc in meant:
             continue
+        elif kind == "complaint" and len(loc) == 1 and "known" in item["ctx"]:
+            found.append(Complaint(loc, _no_option(item["ctx"]["of"], str(loc[0]), [*item["ctx"]["known"], *beside])))
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             key = str(item["ctx"]["discriminator"]).strip("'")
             known = sorted(_tags(model, item["loc"], key))
@@ -94,6 +99,11 @@ def complaints(error: ValidationError, model: type[BaseModel], value: Any) -> li
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The words for a key that is not among `known`."""
     return f"unknown key '{key}'; {did_you_mean(key, known) or f'known keys: {_list(known)}'}"
+
+
+def _no_option(said: str, key: str, known: Sequence[str]) -> str:
+    near = did_you_mean(key, known)
+    return f"{said}{f'; {near}' if near else ''} (accepted: {_list(known)})"
 
 
 def did_you_mean(got: object, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, PydanticUserError, TypeAdapter, model_validator
 
 from mmrl.components import resolve
-from mmrl.options import Problems, did_you_mean
+from mmrl.options import Problems
 from mmrl.reward import Reward
 from mmrl.rollout import Sample
 
@@ -56,11 +56,7 @@ class FunctionReward(Reward):
         problems = Problems(name)
         for option in self.options:
             if option not in accepted and (not open_ended or option == parameters[0].name):
-                near = did_you_mean(option, accepted)
-                hint = f"; {near}" if near else ""
-                problems.add(
-                    (option,), f"{name} has no option '{option}'{hint} (accepted: {', '.join(accepted) or 'none'})"
-                )
+                problems.add((option,), f"{name} has no option '{option}'", accepted)
         for parameter in parameters[1:]:
             if parameter.default is not parameter.empty or parameter.name in self.options:
                 continue
@@ -70,11 +66,13 @@ class FunctionReward(Reward):
                 problems.add((parameter.name,), f"{name} needs the option '{parameter.name}', which has no default")
         problems.check()
         types = {parameter.name: parameter.annotation for parameter in by_name}
+        defaults = {parameter.name: parameter.default for parameter in by_name}
         others = next((p.annotation for p in parameters if p.kind is p.VAR_KEYWORD), inspect.Parameter.empty)
         for option, value in self.options.items():
             kind = _type(self.function, types.get(option, others))
             with problems.at(option, value=value):
-                self._typed[option] = value if kind is None else kind.validate_python(value)
+                implied = value is None and defaults.get(option, inspect.Parameter.empty) is None
+                self._typed[option] = value if kind is None or implied else kind.validate_python(value)
         problems.check()
         return self
 

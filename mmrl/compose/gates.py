@@ -24,10 +24,22 @@ class Gate(Transform):
     def reads(self) -> tuple[str, ...]:
         return (self.by,)
 
+    def check_read(self, other: str, low: float | None, high: float | None) -> None:
+        """Raises ValueError for a gate that never opens, or never shuts."""
+        if high is not None and self.at_least > high:
+            raise ValueError(f"no score of '{other}' is above {high:g}, so at_least {self.at_least:g} never opens it")
+        if low is not None and self.at_least <= low:
+            raise ValueError(f"no score of '{other}' is below {low:g}, so at_least {self.at_least:g} never shuts it")
+
     def __call__(self, values: Floats, seen: Seen) -> Floats:
         by = seen.scores[self.by]
         opened = np.where(by >= self.at_least, values, self.floor)
         return np.where(np.isnan(by) | np.isnan(values), np.nan, opened)
+
+    def metrics(self, values: Floats, seen: Seen) -> dict[str, float]:
+        by = seen.scores[self.by][~np.isnan(values)]
+        known = by[~np.isnan(by)]
+        return {"open": float((known >= self.at_least).mean())} if len(known) else {}
 
 
 class Times(Transform):
@@ -92,7 +104,7 @@ class Lagrange(Transform):
             lack = mean - (self.at_most or 0.0) if self.at_least is None else self.at_least - mean
             self._multiplier = min(max(self.multiplier + self.rate * lack, 0.0), self.most)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, values: Floats, seen: Seen) -> dict[str, float]:
         return {"multiplier": self.multiplier}
 
     def state(self) -> dict[str, Any]:

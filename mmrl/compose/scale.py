@@ -106,7 +106,7 @@ class Running(Transform):
         spread = squares + float(((own - centre) ** 2).sum()) + gap * gap * count * number / total
         return total, mean + gap * number / total, spread
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, values: Floats, seen: Seen) -> dict[str, float]:
         count, mean, squares = self._sums
         return {"running_mean": mean, "running_std": math.sqrt(squares / count)} if count else {}
 

@@ -47,12 +47,17 @@ class Transform(Component):
         """Raises ValueError for a weight of the reward with which it would do the opposite of what it is for."""
         return None
 
+    def check_read(self, other: str, low: float | None, high: float | None) -> None:
+        """Raises ValueError where it could do nothing, or one thing alone, with the scores of `other`, one of `reads`, which are from
+        `low` to `high` (None: unbounded)."""
+        return None
+
     def remember(self, values: Floats, seen: Seen) -> None:
         """Take in the scores of a step, as they came to this transform."""
         return None
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers for the log, the same on all ranks."""
+    def metrics(self, values: Floats, seen: Seen) -> dict[str, float]:
+        """Numbers for the log, the same on all ranks; `values` are the scores of the step, as they come to it."""
         return {}
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,15 +23,16 @@ class Builder:
         self.problems: list[str] = []
 
     def component(self, kind: str, spec: Spec, path: Path_) -> Any:
-        return self.named(kind, spec.name, spec.options(), path)
+        return self.named(kind, spec.name, spec.options(), path, type(spec).model_fields)
 
-    def named(self, kind: str, name: str, options: dict[str, Any], path: Path_) -> Any:
+    def named(self, kind: str, name: str, options: dict[str, Any], path: Path_, beside: Iterable[str] = ()) -> Any:
+        """`beside`: keys that stand there too and are no options (the weight of a reward)."""
         try:
             return components.build(kind, {"name": name, **options}, self.source.folder)
         except ValidationError as error:
             found = components.resolve(kind, name, self.source.folder)
             model = found if isinstance(found, type) else BaseModel
-            self.problems += lines(error, model, options, self.source, path)
+            self.problems += lines(error, model, options, self.source, path, [key for key in beside if key != "name"])
         except UserError as error:
             self.problem((*path, "name"), str(error))
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmrl.components import names, resolve
+from mmrl.compose.transform import Transform
 from mmrl.config.builder import Builder
 from mmrl.config.checklists import check_checklist
 from mmrl.config.resolved import ResolvedDirect, ResolvedDraws, ResolvedRL, ResolvedStage
@@ -17,7 +18,8 @@ from mmrl.curriculum.selection import SelectSignal
 from mmrl.objective.surrogate import Surrogate
 from mmrl.objective.wants import lacking
 from mmrl.parity import is_exact
-from mmrl.reward import RewardSet, Use
+from mmrl.reward import Reward, RewardSet, Use
+from mmrl.reward.base import bounds, worded
 from mmrl.seeding import derive_seed
 
 PARITY_TOLERANCE = 1e-4
@@ -170,12 +172,23 @@ def _wrong_transforms(stage: ResolvedRL, build: Builder) -> bool:
                     f"its size is what it is about, and combine: {stage.objective.combine} lets the advantage rule see this reward by "
                     "itself; use combine: rewards",
                 )
-            for other in (other for other in transform.reads if other not in stage.rewards):
+            for other in transform.reads:
+                if other in stage.rewards:
+                    build.check(here, _check_read, transform, other, stage.rewards[other].reward)
+                    continue
                 build.problem(
                     here,
                     f"reads a reward '{other}', which this stage does not have (it has: {', '.join(stage.rewards)})",
                 )
     return len(build.problems) > before
+
+
+def _check_read(transform: Transform, other: str, reward: Reward) -> None:
+    try:
+        low, high = bounds(reward.limits())
+    except Exception as error:
+        raise ValueError(f"limits() of reward '{other}' raised {worded(error)}") from error
+    transform.check_read(other, low, high)
 
 
 def _check_whole_groups(stage: ResolvedRL, processes: int, build: Builder) -> None:

@@ -28,6 +28,7 @@ from mmrl.curriculum.checklist import check_checklists
 from mmrl.errors import ConfigError, UserError
 from mmrl.media import check_fit
 from mmrl.objective.objective import Objective
+from mmrl.options import did_you_mean
 from mmrl.reward import Use
 from mmrl.rollout import Prompt
 from mmrl.sampler import GroupSampler
@@ -56,7 +57,7 @@ def _problems_of_parts(source: Source, read_data: bool) -> list[str]:
         if place.key in BLOCKS:
             build.block(getattr(family, BLOCKS[place.key], None), place.value, place.path)
             continue
-        built = build.named(PLACES[place.key], place.value["name"], place.options(), place.path)
+        built = build.named(PLACES[place.key], place.value["name"], place.options(), place.path, place.own)
         if read_data and built is not None and place.key in ("examples", "prompts"):
             build.check(place.path, *((built.open, 0) if place.key == "examples" else (built.load,)))
     return build.problems
@@ -188,9 +189,9 @@ def _read_data(
         if isinstance(stage, ResolvedExamples) and stage.examples is not None:
             build.check((*path, "examples"), lambda source: fit(_prompts_of(source.open(0))), stage.examples)
         elif isinstance(stage, ResolvedDraws) and stage.prompts is not None:
-            build.check((*path, "prompts"), lambda stage: fit(_sampler(stage)), stage)
+            build.check((*path, "prompts"), lambda stage: fit(_sampler(stage, build)), stage)
     if evaluation is not None and evaluation.prompts is not None:
-        build.check(("evaluation", "prompts"), lambda of: fit(_evaluation_prompts(stages, of)), evaluation)
+        build.check(("evaluation", "prompts"), lambda of: fit(_evaluation_prompts(stages, of, build)), evaluation)
 
 
 def _prompts_of(stream: Any) -> Sequence[Prompt]:
@@ -199,38 +200,58 @@ def _prompts_of(stream: Any) -> Sequence[Prompt]:
     return prompts
 
 
-def _evaluation_prompts(stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation) -> list[Prompt]:
+def _evaluation_prompts(
+    stages: Sequence[ResolvedStage], evaluation: ResolvedEvaluation, build: Builder
+) -> list[Prompt]:
     prompts: list[Prompt] = evaluation.prompts.load()
-    trained = [stage.rewards for stage in stages if isinstance(stage, ResolvedDraws)]
-    for rewards in trained:
-        _targets(prompts, {name: use for name, use in rewards.items() if any(map(use.asks, prompts))})
+    for stage in (stage for stage in stages if isinstance(stage, ResolvedDraws)):
+        _targets(prompts, stage.rewards)
+    _asked(prompts, evaluation.rewards, ("evaluation", "rewards"), build)
     _targets(prompts, evaluation.rewards)
     return prompts
 
 
-def _sampler(stage: ResolvedDraws) -> list[Prompt]:
+def _sampler(stage: ResolvedDraws, build: Builder) -> list[Prompt]:
     """Read the prompts; raises ValueError when they cannot fill a step or lack the target that a reward compares with."""
     prompts: list[Prompt] = stage.prompts.load()
     section: Any = stage.section
     size = section.batch_size if isinstance(stage, ResolvedDirect) else section.prompts_per_step
     GroupSampler(prompts, size, 1 if isinstance(stage, ResolvedDirect) else section.group_size)
     asked = isinstance(stage, ResolvedRL) and stage.section.curriculum.checklist is not None
-    _targets([*prompts, *(check_checklists(prompts) if asked else ())], stage.rewards)
+    every = [*prompts, *(check_checklists(prompts) if asked else ())]
+    _asked(every, stage.rewards, ("stages", stage.name, "rewards"), build)
+    _targets(every, stage.rewards)
     return prompts
 
 
+def _asked(prompts: Sequence[Prompt], rewards: Mapping[str, Use], path: Path_, build: Builder) -> None:
+    """Report rewards that none of the prompts is for."""
+    for name, use in rewards.items():
+        if any(map(use.asks, prompts)):
+            continue
+        keys = sorted({key for prompt in prompts for key in prompt.meta})
+        unknown = [key for key in use.where if key not in keys]
+        for key in unknown:
+            near = did_you_mean(key, keys)
+            build.problem(
+                (*path, name, "where", key),
+                f"no prompt has '{key}' in its meta{f'; {near}' if near else ''} (keys there: {', '.join(keys) or 'none'})",
+            )
+        if not unknown:
+            there = {key: sorted({str(prompt.meta.get(key)) for prompt in prompts})[:8] for key in use.where}
+            build.problem(
+                (*path, name, "where"),
+                f"reward '{name}' is for prompts where {dict(use.where)}, and none of the {len(prompts)} is one; there is {there}",
+            )
+
+
 def _targets(prompts: Sequence[Prompt], rewards: Mapping[str, Use]) -> None:
-    """Raises UserError for a reward that none of the prompts is for, that lacks its target in all of them, or cannot score one."""
+    """Raises UserError for a reward that lacks its target in all of its prompts, or cannot score one."""
     for name, use in rewards.items():
         if use.reward is None:
             continue
         own = [prompt for prompt in prompts if use.asks(prompt)]
-        if not own:
-            there = {key: sorted({str(prompt.meta.get(key)) for prompt in prompts})[:8] for key in use.where}
-            raise UserError(
-                f"reward '{name}' is for prompts where {dict(use.where)}, and none of the {len(prompts)} is one; there is {there}"
-            )
-        if "target" in use.reward.inputs() and all(prompt.target is None for prompt in own):
+        if own and "target" in use.reward.inputs() and all(prompt.target is None for prompt in own):
             raise UserError(f"reward '{name}' compares with a target, and none of the {len(own)} prompts has one")
         for prompt in own:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +22,13 @@ def validate(model: type[Model], value: Any, source: Source, path: Path_ = ()) -
         raise ConfigError("\n".join(lines(error, model, value, source, path))) from None
 
 
-def lines(error: ValidationError, model: type[BaseModel], value: Any, source: Source, path: Path_ = ()) -> list[str]:
-    """One line per problem: `file:line: key: what was got; what was expected`."""
-    return [source.line((*path, *found.loc), found.text) for found in complaints(error, model, value)]
+def lines(
+    error: ValidationError,
+    model: type[BaseModel],
+    value: Any,
+    source: Source,
+    path: Path_ = (),
+    beside: Iterable[str] = (),
+) -> list[str]:
+    """One line per problem: `file:line: key: what was got; what was expected`. `beside`: keys of `path` that are not in `value`."""
+    return [source.line((*path, *found.loc), found.text) for found in complaints(error, model, value, beside)]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from mmrl.components import Component
 from mmrl.errors import UserError, line_of, one_line
@@ -24,6 +24,9 @@ from mmrl.rollout import Prompt, Sample
 Scope = Literal["pointwise", "groupwise", "pairwise"]
 Need = Literal["text", "image", "video", "target", "source"]
 """`source`: the prompt has media of its own (the picture that is edited, or asked about)."""
+
+
+FROZEN = "options do not change; what a reward loads or remembers belongs in a private attribute"
 
 
 class Graded(float):
@@ -71,6 +74,16 @@ class Reward(Component):
     """It has `score_tensor`."""
     revision: ClassVar[str] = "1"
     licence: ClassVar[str] = "unknown"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keeps_to_options(cls, given: Any) -> Any:
+        for name in sorted(Reward.__class_vars__ & cls.model_fields.keys()):
+            raise ValueError(
+                f"class {cls.__name__}: {name} describes the reward and is no option; write it without a type "
+                f"({name} = ...), or as ClassVar"
+            )
+        return given
 
     @model_validator(mode="after")
     def _describes_itself(self) -> Reward:
@@ -144,9 +157,19 @@ def set_up(reward: Reward, name: str, device: torch.device) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{name} cannot be loaded: {one_line(type(error).__name__, error)}{line_of(error, __file__)}"
-        ) from error
+        raise UserError(f"{name} cannot be loaded: {worded(error)}{line_of(error, __file__)}") from error
+
+
+def worded(error: BaseException) -> str:
+    """The class of an error and what it says, in one line."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "?"
+    if isinstance(error, ValidationError) and error.errors()[0]["type"] == "frozen_instance":
+        name = error.errors()[0]["loc"][0]
+        said = f"self.{name} = ...: {FROZEN}, such as _{name}: Any = PrivateAttr(None)"
+    return one_line(type(error).__name__, said)
 
 
 def bounds(given: Any) -> tuple[float | None, float | None]:

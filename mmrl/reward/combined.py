@@ -180,11 +180,14 @@ class RewardSet:
     def transform_metrics(self, scores: Scores, group: Any) -> dict[str, float]:
         """For the log: the mean of every reward that transforms changed, as `NAME/then`, and what these say of themselves."""
         values, _ = self.composed(scores, group)
+        seen = self._seen(scores, group)
         found: dict[str, float] = {}
         for name, use, column in zip(self.names, self.uses, values.T, strict=True):
             if use.then and np.isfinite(column).any():
                 found[f"{name}/then"] = float(np.nanmean(column))
-            found |= {f"{name}/{key}": value for transform in use.then for key, value in transform.metrics().items()}
+            came = self._through(self.names.index(name), scores, group)[:-1] if use.then else []
+            for transform, given in zip(use.then, came, strict=True):
+                found |= {f"{name}/{key}": value for key, value in transform.metrics(given, seen).items()}
         return found
 
     def state(self) -> dict[str, list[dict[str, Any]]]:

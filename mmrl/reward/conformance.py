@@ -5,6 +5,7 @@ Samples are made up. A check says ok, FAIL, or - where it does not apply.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mmrl.errors import line_of, one_line
-from mmrl.reward.base import Need, Reward, bounds
+from mmrl.errors import line_of
+from mmrl.reward.base import FROZEN, Need, Reward, bounds, worded
 from mmrl.reward.combined import RewardSet
 from mmrl.reward.made_up import broken, digest, made_up
 from mmrl.reward.named import named
@@ -27,6 +28,11 @@ CLOSE = 1e-5
 """Largest difference between two scores that should be equal, relative to them where they are above 1."""
 PIXELS = 1e-2
 """The same between `score` and `score_tensor`, whose pictures may be prepared on different ways."""
+
+_SLIP = re.compile(
+    rf" returned | raised (AttributeError|ImportError|ModuleNotFoundError|NameError): |{re.escape(FROZEN)}"
+)
+"""Failures that other samples would not mend."""
 
 
 class Check(NamedTuple):
@@ -49,18 +55,19 @@ def run(
     """
     built = named(reward, options)
     fine = True
-    for check in checks(built, made_up(size, target, prompt)):
+    for check in checks(built, made_up(size, target, prompt), reward):
         fine &= check.ok is not False
         show_line(console, str(check))
     return fine
 
 
-def checks(reward: Reward, samples: Sequence[Sample]) -> Iterator[Check]:
-    """Every check in turn; `setup` was called. Without a score on any sample there is nothing more to check."""
+def checks(reward: Reward, samples: Sequence[Sample], name: str = "it") -> Iterator[Check]:
+    """Every check in turn; `setup` was called, and `name` is what failures call the reward. Without a score on any sample there is
+    nothing more to check."""
     yield facts(reward)
     before = [_copy(sample) for sample in samples]
     seen = [digest(sample) for sample in samples]
-    first = _score(reward, samples, copied=False)
+    first = RewardSet({name: (reward, 1.0)}).score(samples, _groups(samples))
     touched = [
         row for row, sample in enumerate(samples) if digest(sample) != seen[row] or not _has(sample, before[row])
     ]
@@ -108,7 +115,7 @@ def scored(samples: Sequence[Sample], first: Scores) -> Check:
     """No sample fails, and some are not skipped."""
     ok = first.status[:, 0] == OK
     why = first.messages[0] if first.messages else "it skipped every sample"
-    hint = "; --size, --target and --prompt make samples that suit it"
+    hint = "" if _SLIP.search(why) else "; --size, --target and --prompt make samples that suit it"
     values = first.values[ok, 0]
     good = f"{ok.sum()} of {len(samples)} samples, {values.min():.4g} to {values.max():.4g}" if ok.any() else ""
     return _check("scores inside its range", bool(ok.any()) and not first.messages, f"{why}{hint}", good)
@@ -235,9 +242,8 @@ def gradient(reward: Reward, samples: Sequence[Sample], first: Scores) -> Check:
     return _check(name, fine, said, said)
 
 
-def _score(reward: Reward, samples: Sequence[Sample], copied: bool = True) -> Scores:
-    given = [_copy(one) for one in samples] if copied else samples
-    return RewardSet({"it": (reward, 1.0)}).score(given, _groups(samples))
+def _score(reward: Reward, samples: Sequence[Sample]) -> Scores:
+    return RewardSet({"it": (reward, 1.0)}).score([_copy(one) for one in samples], _groups(samples))
 
 
 def _copy(sample: Sample) -> Sample:
@@ -251,7 +257,7 @@ def _has(sample: Sample, before: Sample) -> bool:
 
 
 def _raised(error: Exception) -> str:
-    return f"{one_line(type(error).__name__, error)}{line_of(error, __file__)}"
+    return f"{worded(error)}{line_of(error, __file__)}"
 
 
 def _groups(samples: Sequence[Sample]) -> list[int]:

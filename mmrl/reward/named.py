@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from mmrl.components import build
+from mmrl.components import build, resolve
 from mmrl.errors import UserError
 from mmrl.options import complaints
 from mmrl.reward.base import Reward, set_up
@@ -21,7 +21,8 @@ def named(name: str, options: Mapping[str, Any]) -> Reward:
     try:
         reward = build("reward", {**options, "name": name}, Path.cwd())
     except ValidationError as error:
-        found = complaints(error, BaseModel, options)
+        kind = resolve("reward", name, Path.cwd())
+        found = complaints(error, kind if isinstance(kind, type) else BaseModel, options)
         told = "; ".join(f"{'.'.join(map(str, one.loc))}: {one.text}".removeprefix(": ") for one in found)
         raise UserError(f"reward '{name}': {told}") from None
     if not isinstance(reward, Reward):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, PrivateAttr
 
-from mmrl.reward.base import Failed, Graded, Reward, Scope, staying
+from mmrl.reward.base import Failed, Graded, Reward, Scope, staying, worded
 from mmrl.reward.scored import listed, number_of
 from mmrl.rollout import Sample
 from mmrl.seeding import permutation
@@ -127,7 +127,7 @@ class PairwiseReward(Reward):
             return found
         except Exception as error:
             if len(pairs) == 1:
-                return [Failed(f"compare raised {type(error).__name__}: {error}")]
+                return [Failed(f"compare raised {worded(error)}")]
             return [self.compared([pair])[0] for pair in pairs]
 
     def _key(self, first: Sample, second: Sample) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from numbers import Real
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmrl.errors import line_of, one_line
-from mmrl.reward.base import Failed, Graded, Reward, bounds, staying
+from mmrl.reward.base import Failed, Graded, Reward, bounds, staying, worded
 from mmrl.rollout import Sample
 
 
@@ -53,17 +53,14 @@ def _score(name: str, reward: Reward, samples: list[Sample], where: list[str]) -
             raw, limits = listed(reward.score(samples)), bounds(reward.limits())
     except Exception as error:
         if reward.scope != "pointwise":  # one by one there is nothing to compare
-            return [f"{said} raised {_worded(error)}{place}{line_of(error, __file__)}" for place in where]
+            return [f"{said} raised {worded(error)}{place}{line_of(error, __file__)}" for place in where]
         if len(samples) == 1:
-            return [f"{said} raised {_worded(error)}{where[0]}{line_of(error, __file__)}"]
+            return [f"{said} raised {worded(error)}{where[0]}{line_of(error, __file__)}"]
         return [_score(name, reward, [sample], [place])[0] for sample, place in zip(samples, where, strict=True)]
     if not isinstance(raw, list):
-        return [
-            f"{said} returned a {type(raw).__name__}{place}; expected a list with one number per sample"
-            for place in where
-        ]
+        return [f"{said} returned a {type(raw).__name__}; expected a list with one number per sample" for _ in where]
     if len(raw) != len(samples):
-        return [f"{said} returned {len(raw)} scores for {len(samples)} samples{place}" for place in where]
+        return [f"{said} returned {len(raw)} scores for {len(samples)} samples; expected one each" for _ in where]
     return [_checked(value, said, limits, place) for value, place in zip(raw, where, strict=True)]
 
 
@@ -82,7 +79,7 @@ def _checked(value: Any, who: str, limits: tuple[float | None, float | None], wh
         return f"{who}: {one_line(value.reason)}{where}"
     number = number_of(value)
     if number is None:
-        return f"{said} {_worded(value, repr)} ({type(value).__name__}){where}; expected a number, or None to skip the sample"
+        return f"{said} {_shown(value)} ({type(value).__name__}){where}; expected a number, or None to skip the sample"
     if not math.isfinite(number):
         return f"{said} {number}{where}; expected a finite number, or None to skip the sample"
     low, high = limits
@@ -103,13 +100,12 @@ def number_of(value: Any) -> float | None:
         return None
 
 
-def _worded(value: Any, say: Callable[[Any], str] = str) -> str:
-    """One line of a value, also where it cannot say what it is; of an exception with its class."""
+def _shown(value: Any) -> str:
+    """One line of a value, also where it cannot say what it is."""
     try:
-        said = one_line(say(value))
+        return one_line(repr(value))
     except Exception:
-        said = "?"
-    return one_line(type(value).__name__, said) if isinstance(value, BaseException) else said
+        return "?"
 
 
 def printable(line: str) -> str:

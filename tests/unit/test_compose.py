@@ -154,6 +154,13 @@ def test_what_transforms_remember_survives_json_and_is_logged() -> None:
     assert "b/then" not in found
 
 
+def test_how_often_a_gate_opens_is_logged() -> None:
+    gate = {"name": "gate", "by": "b", "at_least": 0.5, "floor": 0.0}
+    rewards = RewardSet({"a": use("a", then=[gate]), "b": use("b")})
+    scores = rewards.score(samples(a=[1, 1, 1, 1], b=[0, 1, 1, 1]))
+    assert rewards.transform_metrics(scores, GROUP)["a/open"] == 0.75
+
+
 def test_advantages_of_single_rewards_see_what_then_made() -> None:
     """`combine: advantages` weighs what comes out of `then`; shapings read scores as they were given."""
     rewards = RewardSet({"a": use("a", then=[{"name": "clip", "low": 0.0, "high": 1.0}]), "b": use("b")})
@@ -223,6 +230,10 @@ def test_a_config_is_dumped_with_its_composition(tmp_path: Path) -> None:
         ("{name: standardise}", "{name: standardize}", "unknown transform 'standardize'; did you mean 'standardise'"),
         ("low: -2, high: 2", "low: 2, high: 2", "low 2 must be below high 2"),
         ("{kind: count}", "{kind: dance}", "is for prompts where {'kind': 'dance'}, and none of the .* is one"),
+        ("{kind: count}", "{kin: count}", "where.kin: no prompt has 'kin' in its meta; did you mean 'kind'"),
+        ("at_least: 0.5", "at_least: 2", "no score of 'dense' is above 1, so at_least 2 never opens it"),
+        ("at_least: 0.5", "at_least: 0", "no score of 'dense' is below 0, so at_least 0 never shuts it"),
+        ("on_failure: raise", "wieght: 2, on_failure: raise", "unknown key 'wieght'; did you mean 'weight'"),
         ("on_failure: raise", "on_failure: zero", "on_failure"),
         (", floor: -1", "", "floor"),
         (

@@ -128,7 +128,9 @@ class Breaks(Ones):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_first_failure_of_a_strict_reward_ends_the_run_on_every_rank(parts: int) -> None:
     mail, said = SharedMail(2), ["", ""]
-    (first,) = (draw.prompt.id for draw in work(ToyPolicy(), stage(Objective(DrAdvantage()))).collector.sampler.draws(0)[:1])
+    (first,) = (
+        draw.prompt.id for draw in work(ToyPolicy(), stage(Objective(DrAdvantage()))).collector.sampler.draws(0)[:1]
+    )
 
     def rank(number: int, strict: bool) -> None:
         policy, own = ToyPolicy(), stage(Objective(DrAdvantage()), rollout_parts=parts)

@@ -165,7 +165,7 @@ def test_media_may_stand_in_the_template_of_the_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<IMG_CONTEXT>", "<image_soft_token>"])
 def test_a_models_own_placeholder_is_refused_when_the_data_is_read(tmp_path: Path, token: str) -> None:
     (found,) = failures(tmp_path, WRITES, rows_of(tmp_path, ("a", []), (f"{token} how many?", ["a.png"])))
-    assert f"stages.rl.prompts={{name: jsonl, path: {tmp_path}/rows.jsonl}}: prompt " in found
+    assert "stages.rl.prompts={name: jsonl, " in found and ": prompt 'rows.jsonl:2': " in found
     assert f"its text holds a model's own placeholder {token}; write <image> or <video>" in found
 
 

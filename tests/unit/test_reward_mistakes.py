@@ -142,7 +142,7 @@ def test_calibrate_says_why_there_is_no_verdict(tmp_path: Path) -> None:
         calibrate.verdicts(Skips(), [pair("a", "b")])[0],
     )
     assert isinstance(failed, Failed) and "the server was down" in failed.reason
-    assert isinstance(skipped, Failed) and "it skipped the sample" in skipped.reason
+    assert isinstance(skipped, Failed) and "it skipped a sample" in skipped.reason
     (tmp_path / "pairs.jsonl").write_text(
         '{"prompt": "x", "a": {"text": "1"}, "b": {"text": "2"}, "better": "a", "tagret": 1}\n'
     )

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,8 @@ class Impatient(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # of a socket that was bound before, asyncio does not: an answer in two pieces would wait 40 ms for the client
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.loop.call_later(self.seconds, self._close_unused, None)
 
     def on_response_complete(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmrl.errors import UserError
 from mmrl.reward import Reward
 from mmrl.reward.fingerprint import fingerprint, preprocessing
 from mmrl.rewards.function import FunctionReward
+from mmrl.rewards.remote import server
 from mmrl.rewards.remote.contract import RequestSample, ScoreRequest
 from mmrl.rewards.remote.intake import VALUES, message
 from mmrl.rewards.remote.media import HEADER, Limits, Refused, unpack
@@ -278,3 +280,12 @@ def test_an_address_that_cannot_be_had_is_told_before_anything_else(
         with pytest.raises(UserError, match=rf"^cannot listen at {host}:{port} \([A-Z][a-z ]+\); {mend}"):
             serve(str(tmp_path / "serve.yaml"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_answer_in_two_pieces_does_not_wait_for_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.H11Protocol, "connection_made", lambda self, transport: None)
+    made: Any = server.Impatient.__new__(server.Impatient)
+    made.loop = SimpleNamespace(call_later=lambda *_: None)
+    with socket.socket() as one:
+        made.connection_made(SimpleNamespace(get_extra_info=lambda name: one))
+        assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
